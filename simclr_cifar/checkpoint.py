@@ -1,0 +1,149 @@
+"""Checkpoints of the training state. The only module that knows Orbax."""
+
+import hashlib
+import logging
+import pathlib
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+import tensorstore
+
+from simclr_cifar.config import InputError
+from simclr_cifar.step import TrainState
+
+
+class CheckpointDamaged(InputError):
+    """A checkpoint cannot be read back as it was written."""
+
+
+def saved_epochs(directory: pathlib.Path) -> list[int]:
+    """Returns the epochs with a checkpoint, ascending."""
+    return sorted(int(path.name) for path in directory.glob('*') if path.name.isdigit())
+
+
+def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState:
+    """Returns the state of an epoch, in host memory, whatever devices it was saved from.
+
+    Args:
+      directory: the run's checkpoints.
+      epoch: one of `saved_epochs`.
+      like: a state of the same config.
+
+    Raises:
+      CheckpointDamaged: the checkpoint is incomplete or its content has changed.
+      InputError: the checkpoint is of another architecture.
+    """
+    path = directory / str(epoch)
+    logging.disable()  # What Orbax logs of a damaged checkpoint is said below in one line.
+    try:
+        _read_through(path)
+        saved = ocp.load(path)
+        intact = ocp.metadata(path).custom_metadata['digest'] == _digest(saved)
+    except Exception:  # Orbax has errors of many kinds for what is missing, cut off or changed.
+        intact = False
+    finally:
+        logging.disable(logging.NOTSET)
+    if not intact:
+        raise CheckpointDamaged(f'{path}: the checkpoint is damaged; use another epoch')
+    expected = _shapes(flax.serialization.to_state_dict(like))
+    found = _shapes(saved)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f'{path}: a checkpoint of another architecture ({name} is {found.get(name, "absent")}, the config '
+                f'makes it {expected.get(name, "absent")}); use the config that it was trained with'
+            )
+    return flax.serialization.from_state_dict(like, saved)
+
+
+def restore_latest(directory: pathlib.Path, like: TrainState) -> tuple[int, TrainState]:
+    """Returns the newest intact checkpoint's epoch and state; (0, like) where there is none.
+
+    Damaged ones on the way are reported and moved to a folder beside, so that their epochs can be saved again.
+
+    Raises:
+      InputError: a checkpoint of another architecture.
+    """
+    for epoch in reversed(saved_epochs(directory)):
+        try:
+            return epoch, restore(directory, epoch, like)
+        except CheckpointDamaged as error:
+            aside = directory.with_name('checkpoints-damaged') / str(epoch)
+            while aside.exists():
+                aside = aside.with_name(f'{aside.name}-again')
+            aside.parent.mkdir(exist_ok=True)
+            (directory / str(epoch)).rename(aside)
+            print(f'{error}. Moved to {aside}; going on from the one before.', flush=True)
+    return 0, like
+
+
+class Saver:
+    """Saves states in the background; keeps the newest few and every milestone.
+
+    Args:
+      directory: the run's checkpoints; made where missing.
+      keep: how many of the newest to keep.
+      milestones: epochs never to delete.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int, milestones: list[int]):
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.absolute(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), policies.CustomSteps(milestones)]
+            ),
+            cleanup_tmp_directories=True,
+        )
+        self._saving = None
+
+    def save(self, epoch: int, state: TrainState) -> None:
+        """Copies the state to the host and writes it in the background, after the one before is written."""
+        self.wait()
+        # Host arrays: the checkpoint knows nothing of devices, and training may go on and overwrite the state.
+        tree = jax.tree.map(np.array, flax.serialization.to_state_dict(state))
+        self._saving = self._checkpointer.save_async(
+            epoch, tree, force=True, overwrite=True, custom_metadata={'digest': _digest(tree)}
+        )
+
+    def wait(self) -> None:
+        """Returns once what was saved is on disk; raises what kept it from there."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+
+def _read_through(path: pathlib.Path) -> None:
+    """Raises where a part cannot be read. Orbax would read all arrays at once and leave a traceback for each that fails."""
+    store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': f'file://{path.absolute()}/state/'}).result()
+    keys = store.list().result()
+    if not keys:
+        raise FileNotFoundError(path)
+    for key in keys:
+        store.read(key).result()
+
+
+def _shapes(tree: dict) -> dict[str, str]:
+    flat = flax.traverse_util.flatten_dict(tree, sep='/')
+    return {name: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}' for name, leaf in flat.items()}
+
+
+def _digest(tree: dict) -> str:
+    """Orbax checks that files are whole, not that their bytes are those written."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flax.traverse_util.flatten_dict(tree, sep='/').items()):
+        digest.update(f'{name} {leaf.dtype} {leaf.shape}'.encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

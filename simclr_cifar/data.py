@@ -1,0 +1,137 @@
+"""A dataset's split as arrays in memory; class subsets by name; splits carved off."""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+
+from simclr_cifar import sources
+from simclr_cifar.config import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One split of a dataset.
+
+    Attributes:
+      name: the dataset's name.
+      images: uint8 [N, H, W, C], possibly memory-mapped and read-only.
+      labels: int32 [N], each in [0, len(class_names)).
+      class_names: what a person calls each label.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def take(self, indices: np.ndarray) -> 'Dataset':
+        """Returns the dataset of these images, int [M], in this order."""
+        return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+def load(name: str, split: str, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
+    """Returns a whole split, decoded.
+
+    Args:
+      name: a key of sources.DATASETS.
+      split: 'train' or 'test'.
+      data_dir: where TFDS keeps its datasets; None: the environment's TFDS_DATA_DIR, else TFDS's own default, the one
+        place that a missing dataset is downloaded to.
+      cache_dir: where decoded images are kept between runs; None: simclr_cifar in the user's cache folder.
+
+    Raises:
+      InputError: unknown name; data_dir missing, empty, half-prepared, truncated or unreadable.
+    """
+    if name not in sources.DATASETS:
+        raise InputError(f'--config.dataset={name}: unknown dataset; there are {", ".join(sources.DATASETS)}')
+    return Dataset(name, *sources.DATASETS[name](split, data_dir, cache_dir))
+
+
+def select(dataset: Dataset, classes: str = '', num_classes: int = 0) -> Dataset:
+    """Returns the images of some classes, relabelled 0..C-1 in the order named.
+
+    Args:
+      dataset: any dataset.
+      classes: comma-separated class names, in any order; '' leaves the choice to num_classes.
+      num_classes: the first so many classes in the dataset's own order; 0: all of them.
+
+    Raises:
+      InputError: an unknown or repeated name, both arguments at once, fewer than 2 classes or more than there are.
+    """
+    known = dataset.class_names
+    if classes and num_classes:
+        raise InputError(f'--classes={classes} and --num_classes={num_classes}: give one of the two')
+    if classes:
+        chosen = [name.strip() for name in classes.split(',')]
+        for name in chosen:
+            if name not in known:
+                raise InputError(
+                    f'--classes={classes}: {dataset.name} has no class {name!r}; it has {", ".join(known)}'
+                )
+            if chosen.count(name) > 1:
+                raise InputError(f'--classes={classes}: the class {name!r} is named twice')
+    else:
+        if num_classes > len(known):
+            raise InputError(f'--num_classes={num_classes}: {dataset.name} has only {len(known)} classes')
+        chosen = list(known[: num_classes or len(known)])
+    if len(chosen) < 2:
+        flag = f'--classes={classes}' if classes else f'--num_classes={num_classes}'
+        raise InputError(f'{flag}: contrasting needs at least 2 classes')
+    relabelled = np.full(len(known), -1, np.int32)
+    for label, name in enumerate(chosen):
+        relabelled[known.index(name)] = label
+    labels = relabelled[dataset.labels]
+    kept = np.flatnonzero(labels >= 0)
+    # Indexing would copy a memory map of the whole dataset for nothing.
+    images = dataset.images if len(kept) == len(labels) else dataset.images[kept]
+    return dataclasses.replace(dataset, images=images, labels=labels[kept], class_names=tuple(chosen))
+
+
+def carve(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Splits off a fraction of each class, drawn without replacement and fixed by the seed.
+
+    Returns:
+      (the rest, the part carved off), each in the dataset's order.
+    """
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(dataset.labels), bool)
+    for label in range(len(dataset.class_names)):
+        members = np.flatnonzero(dataset.labels == label)
+        held_out[rng.permutation(members)[: round(fraction * len(members))]] = True
+    return dataset.take(np.flatnonzero(~held_out)), dataset.take(np.flatnonzero(held_out))
+
+
+def require_pairs(dataset: Dataset, split: str) -> None:
+    """Checks that every class can give an anchor and a positive.
+
+    Raises:
+      InputError: naming the first class with fewer than 2 images.
+    """
+    for name, count in zip(
+        dataset.class_names, np.bincount(dataset.labels, minlength=len(dataset.class_names)), strict=True
+    ):
+        if count < 2:
+            raise InputError(
+                f'--config.dataset={dataset.name}: the class {name!r} has {count} {split} image(s), and a pair needs 2; '
+                'leave the class out with --classes, or change --config.validation_fraction'
+            )
+
+
+def load_splits(
+    config: ml_collections.ConfigDict, data_dir: str | None = None, cache_dir: str | None = None
+) -> dict[str, Dataset]:
+    """Returns the splits that a config asks for: 'train', 'test' and, with a validation_fraction, 'validation'.
+
+    Raises:
+      InputError: as `load`, `select` and `require_pairs`.
+    """
+    splits = {
+        split: select(load(config.dataset, split, data_dir, cache_dir), config.classes, config.num_classes)
+        for split in ('train', 'test')
+    }
+    if config.validation_fraction:
+        splits['train'], splits['validation'] = carve(splits['train'], config.validation_fraction, config.seed)
+    for split, dataset in splits.items():
+        require_pairs(dataset, split)
+    return splits

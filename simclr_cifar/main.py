@@ -1,0 +1,236 @@
+"""The command line: flags, dispatch, one-line errors.
+
+  python -m simclr_cifar.main --config=configs/c10.py
+  python -m simclr_cifar.main --mode=eval --workdir=runs/c10-1a2b3c4d
+"""
+
+import errno
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from simclr_cifar import config as config_lib
+from simclr_cifar import files
+from simclr_cifar.config import InputError
+
+# JAX and what imports it are imported by the modes, so that --help and most bad input are answered at once.
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'A file with get_config(); any field can be set, as in --config.num_epochs=15.'
+)
+_MODE = flags.DEFINE_enum(
+    'mode',
+    'train',
+    ['train', 'eval', 'prepare'],
+    'train: train, evaluate and report, going on where the workdir was left. eval: evaluate a checkpoint of --workdir '
+    'and report. prepare: only make sure that the data is there, downloading it where needed; exit status 3 where it '
+    'cannot be had.',
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; default: runs/<config name>-<fingerprint>.")
+_CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'eval: the epoch to evaluate; default: the one chosen, or the last.')
+_CLASSES = flags.DEFINE_string('classes', None, 'Comma-separated class names, in any order; sets --config.classes.')
+_NUM_CLASSES = flags.DEFINE_integer('num_classes', None, "The dataset's first so many; sets --config.num_classes.")
+_DATA_DIR = flags.DEFINE_string('data_dir', None, "TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default.")
+_CACHE_DIR = flags.DEFINE_string('cache_dir', None, 'For decoded images; default: ~/.cache/simclr_cifar.')
+
+_EXIT_BAD_INPUT, _EXIT_FAILED, _EXIT_NO_DATA, _EXIT_INTERRUPTED = 2, 1, 3, 130
+
+
+def main(argv: list[str]) -> int:
+    """Runs the mode and returns its exit status."""
+    try:
+        if len(argv) > 1:
+            raise InputError(f'{argv[1]}: flags only, as --name=value')
+        if _MODE.value == 'eval':
+            _evaluate()
+        elif _MODE.value == 'prepare':
+            return _prepare()
+        else:
+            _train()
+        return 0
+    except InputError as error:
+        return _fail(error, _EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        return _fail('interrupted; the same command goes on from the newest checkpoint', _EXIT_INTERRUPTED)
+    except Exception as error:
+        if _is_full_disk(error):
+            where = f' ({error.filename})' if isinstance(error, OSError) and error.filename else ''
+            return _fail(
+                f'--workdir: the disk is full{where}; what was finished is kept; free some space and run the same '
+                'command again, or choose another --workdir',
+                _EXIT_BAD_INPUT,
+            )
+        if type(error).__name__ == 'TrainingDiverged':
+            return _fail(error, _EXIT_FAILED)
+        raise
+
+
+def _train() -> None:
+    config = _config()
+    from simclr_cifar import data, report, train
+
+    splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
+    run = files.RunFolder(_WORKDIR.value or _default_workdir(config))
+    _require_same_config(run, config)
+    with run.locked():
+        if not run.config.exists():
+            files.write_json(run.config, _description(config, splits))
+        figures = train.train(config, splits, run)
+        report.write(run)
+    _tell(run, figures)
+
+
+def _evaluate() -> None:
+    if not _WORKDIR.value and not _CONFIG.value:
+        raise InputError('--mode=eval: give the run with --workdir')
+    run = files.RunFolder(_WORKDIR.value or _default_workdir(_config()))
+    if not run.path.is_dir():
+        raise InputError(f'--workdir={run.path}: there is no such folder; give the folder of a run')
+    if _CONFIG.value:
+        _require_same_config(run, _config())
+    elif _CLASSES.value or _NUM_CLASSES.value is not None:
+        raise InputError('--classes, --num_classes: a run is evaluated on the classes that it was trained on')
+    config = config_lib.from_json(run.read_json(run.config).get('config', {}))
+    from simclr_cifar import checkpoint, data, evaluate, parallel, report, step, train
+
+    epochs = checkpoint.saved_epochs(run.checkpoints)
+    if not epochs:
+        raise InputError(f'--workdir={run.path}: holds no checkpoint yet; train first')
+    epoch = _CHECKPOINT.value
+    if epoch is None:
+        epoch = run.read_json(run.metrics)['epoch'] if run.metrics.exists() else epochs[-1]
+    if epoch not in epochs:
+        raise InputError(f'--checkpoint={epoch}: no checkpoint of that epoch; there are {", ".join(map(str, epochs))}')
+    splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
+    state = checkpoint.restore(run.checkpoints, epoch, step.init_state(config, splits['train'].images.shape[1:]))
+    with run.locked():
+        mesh = parallel.make_mesh(config.groups_per_batch)
+        evaluation = evaluate.make_evaluate(config, mesh, splits)(
+            state.params, [split for split in ('validation', 'test') if split in splits]
+        )
+        evaluate.save(run, epoch, evaluation, splits['train'].class_names)
+        if _CHECKPOINT.value is None:
+            train.write_final_figures(run, epoch)
+        report.write(run)
+    _tell(run, evaluation.figures)
+
+
+def _prepare() -> int:
+    config = _config()
+    from simclr_cifar import data, sources
+
+    try:
+        splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
+    except sources.DatasetNotFound as error:
+        return _fail(error, _EXIT_NO_DATA)
+    sizes = ', '.join(f'{len(dataset.labels):,} {split}' for split, dataset in splits.items())
+    print(f'{config.dataset}: {sizes} images of {", ".join(splits["train"].class_names)}')
+    return 0
+
+
+def _config():
+    """Returns the config of --config with the class flags in it, validated."""
+    config = _CONFIG.value
+    if config is None:
+        raise InputError('--config: give a config file, as in --config=configs/c10.py')
+    if not hasattr(config, 'items'):
+        raise InputError(f'--config: get_config() must return a ConfigDict, not {type(config).__name__}')
+    with config.unlocked():
+        if _CLASSES.value is not None or _NUM_CLASSES.value is not None:
+            config.update(classes=_CLASSES.value or '', num_classes=_NUM_CLASSES.value or 0)
+    config_lib.validate(config)
+    return config
+
+
+def _default_workdir(config) -> pathlib.Path:
+    # The dataset's name where it is not the one that this project is named after.
+    parts = [pathlib.Path(flags.FLAGS['config'].config_filename).stem]
+    parts += [config.dataset] if config.dataset != 'cifar10' else []
+    return pathlib.Path('runs') / '-'.join([*parts, config_lib.fingerprint(config)])
+
+
+def _require_same_config(run: files.RunFolder, config) -> None:
+    if not run.config.exists():
+        return
+    before, now = run.read_json(run.config).get('config', {}), config_lib.to_json(config)
+    differing = [
+        f'{name} was {before.get(name)!r} and is {now.get(name)!r}'
+        for name in sorted(before.keys() | now.keys())
+        if name not in config_lib.OPERATIONAL and before.get(name) != now.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f'--workdir={run.path}: holds a run of another config ({"; ".join(differing)}); '
+            'choose another folder, or the config that it was started with'
+        )
+
+
+def _description(config, splits) -> dict:
+    """Returns what config.json says of a run."""
+    import importlib.metadata
+
+    from simclr_cifar import parallel
+
+    packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+    return {
+        'name': pathlib.Path(flags.FLAGS['config'].config_filename).stem,
+        'fingerprint': config_lib.fingerprint(config),
+        'config': config_lib.to_json(config),
+        'class_names': list(splits['train'].class_names),
+        'images': {split: len(dataset.labels) for split, dataset in splits.items()},
+        'devices': parallel.describe(parallel.make_mesh(config.groups_per_batch)),
+        'versions': {
+            'python': sys.version.split()[0],
+            **{package: importlib.metadata.version(package) for package in packages},
+        },
+        'git_commit': files.git_commit(),
+    }
+
+
+def _tell(run: files.RunFolder, figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        print(f'{name:32} {value:.6g}')
+    print(f'Report: {run.report}')
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+            return True  # As TensorStore says it.
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _fail(message, status: int) -> int:
+    print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
+    return status
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags; answers bad ones in one line and ends the process."""
+    fields = config_lib.defaults()
+    try:
+        for argument in argv[1:]:
+            name = argument.partition('=')[0].lstrip('-')
+            if name.startswith('config.') and name.removeprefix('config.') not in fields:
+                raise InputError(config_lib.unknown_field(name.removeprefix('config.')))
+        remaining = flags.FLAGS(argv)
+        if flags.FLAGS['config'].present:
+            _CONFIG.value and _CONFIG.value.items  # noqa: B018 - a file that is missing shows at first use
+        return remaining
+    except InputError as error:
+        sys.exit(_fail(error, _EXIT_BAD_INPUT))
+    except flags.Error as error:
+        sys.exit(_fail(f'{error}; --help lists the flags', _EXIT_BAD_INPUT))
+    except Exception as error:  # The config file's own.
+        sys.exit(_fail(f'--config: {type(error).__name__}: {error}; give a file with get_config()', _EXIT_BAD_INPUT))
+
+
+if __name__ == '__main__':
+    flags.FLAGS.set_default('verbosity', logging.WARNING)
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,105 @@
+"""The training step of one replica, and an epoch of them as one compiled program."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from simclr_cifar import models, objectives, parallel, sampling
+
+# Streams of random numbers, each folded into the run's root key.
+_INITIALISATION, _SAMPLING = range(2)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes.
+
+    Attributes:
+      step: int32 scalar, batches trained on so far.
+      params: the encoder's parameters.
+      opt_state: the optimiser's state.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+def make_encoder(config: ml_collections.ConfigDict) -> nn.Module:
+    """Returns the encoder that the config names."""
+    return models.ENCODERS[config.encoder](config)
+
+
+def init_state(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) -> TrainState:
+    """Returns the state before the first step; image_shape is (H, W, C)."""
+    key = jax.random.fold_in(jax.random.key(config.seed), _INITIALISATION)
+    params = make_encoder(config).init(key, jnp.zeros((1, *image_shape)))['params']
+    return TrainState(jnp.zeros((), jnp.int32), params, _optimizer(config).init(params))
+
+
+def make_train_step(config: ml_collections.ConfigDict, axis_size: int) -> Callable:
+    """Returns the per-replica step, to run with the named axis `parallel.AXIS` of axis_size replicas.
+
+    The step is (state, images uint8 [N, H, W, C], index: sampling.ClassIndex) -> (state, metrics), with 'loss' and
+    'accuracy' float32 scalars of the global batch. Every replica draws its share of the batch's groups.
+    """
+    encoder, optimizer = make_encoder(config), _optimizer(config)
+    local_groups = config.groups_per_batch // axis_size
+
+    def train_step(state: TrainState, images: jax.Array, index: sampling.ClassIndex):
+        key = jax.random.fold_in(jax.random.key(config.seed), _SAMPLING)
+        groups = lax.axis_index(parallel.AXIS) * local_groups + jnp.arange(local_groups)
+        pairs = jnp.stack(sampling.pairs(key, state.step, groups, index))
+
+        def loss_and_accuracy(params):
+            # Anchors and positives in one pass.
+            embeddings = models.encode(encoder, params, images[pairs.reshape(-1)])
+            anchors, positives = embeddings.reshape(*pairs.shape, -1)
+            return objectives.anchor_positive(
+                anchors, positives, config.temperature, config.negatives, axis_name=parallel.AXIS
+            )
+
+        (loss, accuracy), gradient = jax.value_and_grad(loss_and_accuracy, has_aux=True)(state.params)
+        gradient, loss, accuracy = lax.pmean((gradient, loss, accuracy), parallel.AXIS)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), {'loss': loss, 'accuracy': accuracy}
+
+    return train_step
+
+
+def make_epoch(config: ml_collections.ConfigDict, axis_size: int) -> Callable:
+    """Returns the per-replica epoch, batches_per_epoch steps: as the step, with metrics float32 [batches_per_epoch]."""
+    train_step = make_train_step(config, axis_size)
+
+    def epoch(state: TrainState, images: jax.Array, index: sampling.ClassIndex):
+        return lax.scan(lambda state, _: train_step(state, images, index), state, length=config.batches_per_epoch)
+
+    return epoch
+
+
+def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
+    """Returns the epoch compiled for the mesh; it consumes the state that it is given."""
+    return parallel.pmapped(make_epoch(config, mesh.size), mesh, donate_argnums=(0,))
+
+
+def compile_encode(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
+    """Returns (params, images uint8 [B, H, W, C]) -> unit-norm float32 [B, D], compiled, B divided over the mesh."""
+    encoder = make_encoder(config)
+    return parallel.pmapped(
+        lambda params, images: models.encode(encoder, params, images),
+        mesh,
+        in_specs=(parallel.REPLICATED, parallel.SPLIT),
+        out_specs=parallel.SPLIT,
+    )
+
+
+def _optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    return optax.adam(config.learning_rate)
