@@ -1,6 +1,6 @@
 """The reference study's 4 classes: airplane, automobile, bird, cat; 75 epochs.
 
-  python -m simclr_cifar.main --config=configs/c4.py
+python -m simclr_cifar.main --config=configs/c4.py
 """
 
 from simclr_cifar import config as config_lib

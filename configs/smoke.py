@@ -1,6 +1,6 @@
 """A look at every part in seconds, on the embedded digits: no download, no accelerator.
 
-  python -m simclr_cifar.main --config=configs/smoke.py
+python -m simclr_cifar.main --config=configs/smoke.py
 """
 
 from simclr_cifar import config as config_lib

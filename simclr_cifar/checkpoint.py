@@ -126,7 +126,7 @@ class Saver:
 
 
 def _read_through(path: pathlib.Path) -> None:
-    """Raises where a part cannot be read. Orbax would read all arrays at once and leave a traceback for each that fails."""
+    """Raises where a part cannot be read: Orbax would read all at once and leave a traceback for each that fails."""
     store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': f'file://{path.absolute()}/state/'}).result()
     keys = store.list().result()
     if not keys:

@@ -76,7 +76,7 @@ class RunFolder:
             return json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise InputError(
-                f'--workdir={self.path}: {path.name} is missing or unreadable, so this is no run; give the folder of one'
+                f'--workdir={self.path}: {path.name} is missing or unreadable; give the folder of a run'
             ) from error
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The command line: flags, dispatch, one-line errors.
 
-  python -m simclr_cifar.main --config=configs/c10.py
-  python -m simclr_cifar.main --mode=eval --workdir=runs/c10-1a2b3c4d
+python -m simclr_cifar.main --config=configs/c10.py
+python -m simclr_cifar.main --mode=eval --workdir=runs/c10-1a2b3c4d
 """
 
 import errno
@@ -30,10 +30,14 @@ _MODE = flags.DEFINE_enum(
     'cannot be had.',
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; default: runs/<config name>-<fingerprint>.")
-_CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'eval: the epoch to evaluate; default: the one chosen, or the last.')
+_CHECKPOINT = flags.DEFINE_integer(
+    'checkpoint', None, 'eval: the epoch to evaluate; default: the one chosen, or the last.'
+)
 _CLASSES = flags.DEFINE_string('classes', None, 'Comma-separated class names, in any order; sets --config.classes.')
 _NUM_CLASSES = flags.DEFINE_integer('num_classes', None, "The dataset's first so many; sets --config.num_classes.")
-_DATA_DIR = flags.DEFINE_string('data_dir', None, "TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default.")
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', None, "TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default."
+)
 _CACHE_DIR = flags.DEFINE_string('cache_dir', None, 'For decoded images; default: ~/.cache/simclr_cifar.')
 
 _EXIT_BAD_INPUT, _EXIT_FAILED, _EXIT_NO_DATA, _EXIT_INTERRUPTED = 2, 1, 3, 130
@@ -41,6 +45,8 @@ _EXIT_BAD_INPUT, _EXIT_FAILED, _EXIT_NO_DATA, _EXIT_INTERRUPTED = 2, 1, 3, 130
 
 def main(argv: list[str]) -> int:
     """Runs the mode and returns its exit status."""
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)
     try:
         if len(argv) > 1:
             raise InputError(f'{argv[1]}: flags only, as --name=value')
@@ -232,5 +238,4 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == '__main__':
-    flags.FLAGS.set_default('verbosity', logging.WARNING)
     app.run(main, flags_parser=_parse_flags)

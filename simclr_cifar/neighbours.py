@@ -36,8 +36,8 @@ def top_k(queries: np.ndarray, gallery: np.ndarray | None, k: int) -> tuple[np.n
     for start in range(0, len(queries), query_chunk):
         rows = queries[start : start + query_chunk]
         results.append(_top_k_of_chunk(_pad(rows, query_chunk), padded, start, len(gallery), k, exclude_self))
-    similarities, indices = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*results, strict=True))
-    return similarities[: len(queries)], indices[: len(queries)]
+    similarities, indices = zip(*results, strict=True)
+    return np.concatenate(similarities)[: len(queries)], np.concatenate(indices)[: len(queries)]
 
 
 def _pad(rows: np.ndarray, multiple: int) -> np.ndarray:

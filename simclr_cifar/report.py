@@ -1,1 +1,2 @@
-def write(run): pass
+def write(run):
+    pass

@@ -29,7 +29,7 @@ class DatasetNotFound(InputError):
 
 
 def _load_digits(split: str, data_dir: str | None, cache_dir: str | None) -> Arrays:
-    """scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels), resized to 32x32x3; every fifth of a class tests."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey resized to 32x32x3; every fifth of a class is for testing."""
     del data_dir, cache_dir  # They come with scikit-learn.
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -42,8 +42,8 @@ def _load_digits(split: str, data_dir: str | None, cache_dir: str | None) -> Arr
         position_in_class[members] = np.arange(len(members))
     kept = np.flatnonzero((position_in_class % 5 == 4) == (split == 'test'))
     grey = np.round(digits.images[kept] * (255 / 16)).astype(np.uint8)
-    images = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in grey])
-    images = np.repeat(images[..., None], 3, axis=-1)
+    resized = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in grey]
+    images = np.repeat(np.stack(resized)[..., None], 3, axis=-1)
     return images, digits.target[kept].astype(np.int32), class_names
 
 
@@ -67,7 +67,8 @@ def _find_prepared(name: str, root: pathlib.Path, given: str) -> pathlib.Path:
     )
     if not root.is_dir():
         raise DatasetNotFound(f'{given}={root}: there is no such folder; {remedy}')
-    versions = [path.parent for path in root.glob(f'{name}/*/dataset_info.json') if '.incomplete' not in path.parent.name]
+    finished = [path.parent for path in root.glob(f'{name}/*/dataset_info.json')]
+    versions = [path for path in finished if '.incomplete' not in path.name]
     if not versions:
         started = sorted((root / name).glob('*')) if (root / name).is_dir() else []
         if started:
@@ -140,8 +141,8 @@ def _decode(split: str, prepared: pathlib.Path) -> Arrays:
         if builder.info.file_format.value == 'tfrecord':
             if importlib.util.find_spec('tensorflow') is None:
                 raise InputError(
-                    f'{prepared} holds tfrecord files, which only TensorFlow reads; pip install tensorflow-cpu, or give '
-                    'another --data_dir, or leave it out to download the dataset as array_record'
+                    f'{prepared} holds tfrecord files, which only TensorFlow reads; pip install tensorflow-cpu, '
+                    'or give another --data_dir, or leave it out to download the dataset as array_record'
                 )
             examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
             images = [example['image'] for example in examples]
@@ -168,7 +169,7 @@ def _prepare_cifar10(root: pathlib.Path) -> None:
     import requests
     import tensorflow_datasets as tfds
 
-    label_names = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
+    label_names = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 
     # TFDS's own builder of this name writes through TensorFlow; this one yields encoded images and needs none.
     with tfds.core.registered.skip_registration():

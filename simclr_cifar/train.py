@@ -23,7 +23,7 @@ def train(config: ml_collections.ConfigDict, splits: dict[str, Dataset], run: Ru
     """Trains from the run's newest checkpoint to the last epoch or max_seconds, evaluates, and writes the run's files.
 
     Where a validation split is there, it alone is scored at milestones, it chooses among their checkpoints, and the
-    test split is scored once, at the chosen one. Where it is not, nothing is chosen and milestones score the test split.
+    test split is scored once, at the chosen one. Where not, nothing is chosen and milestones score the test split.
 
     Args:
       config: validated.
@@ -56,7 +56,8 @@ def train(config: ml_collections.ConfigDict, splits: dict[str, Dataset], run: Ru
     saver = checkpoint.Saver(run.checkpoints, config.checkpoints_to_keep, milestones)
     log = _Log(config, run, epoch, num_classes)
     with saver, log:
-        if epoch in milestones and epoch not in run.evaluated_epochs():  # Killed between the checkpoint and its figures.
+        # Killed between the checkpoint and its figures.
+        if epoch in milestones and epoch not in run.evaluated_epochs():
             evaluate_epoch(epoch, state, scored)
         state = parallel.replicate(state, mesh)
         images = parallel.replicate(splits['train'].images, mesh)
@@ -89,7 +90,7 @@ def train(config: ml_collections.ConfigDict, splits: dict[str, Dataset], run: Ru
         if 'validation' in splits:
             evaluate_epoch(chosen, state, ['validation', 'test'])
     if epoch < config.num_epochs:
-        print(f'Stopped by max_seconds after epoch {epoch} of {config.num_epochs}; the same command goes on.', flush=True)
+        print(f'Stopped by max_seconds after epoch {epoch} of {config.num_epochs}; the same command goes on')
     return write_final_figures(run, chosen)
 
 
@@ -108,9 +109,8 @@ def write_final_figures(run: RunFolder, epoch: int) -> dict[str, float]:
 def _choose(run: RunFolder, last_epoch: int, milestones: list[int], state: step.TrainState):
     """Returns (epoch, state) of the checkpoint with the best validation precision_at_10, the earliest of equals."""
     candidates = [epoch for epoch in run.evaluated_epochs() if epoch in milestones or epoch == last_epoch]
-    scores = {
-        epoch: run.read_json(run.evaluation(epoch) / 'metrics.json')['validation/precision_at_10'] for epoch in candidates
-    }
+    figures = {epoch: run.read_json(run.evaluation(epoch) / 'metrics.json') for epoch in candidates}
+    scores = {epoch: figures[epoch]['validation/precision_at_10'] for epoch in candidates}
     chosen = max(scores, key=lambda epoch: (scores[epoch], -epoch))
     return chosen, state if chosen == last_epoch else checkpoint.restore(run.checkpoints, chosen, state)
 
@@ -142,8 +142,8 @@ class _Log:
         if not np.all(np.isfinite(losses)):
             first = last_step - len(losses) + 1 + int(np.argmin(np.isfinite(losses)))
             raise TrainingDiverged(
-                f'the loss is {losses[first - last_step - 1]} at step {first} (epoch {epoch}); the checkpoints before it '
-                f'are kept in {self._run.checkpoints}; lower --config.learning_rate or raise --config.temperature'
+                f'the loss is {losses[first - last_step - 1]} at step {first} (epoch {epoch}); the checkpoints before '
+                f'it are kept in {self._run.checkpoints}; lower --config.learning_rate or raise --config.temperature'
             )
         row = {
             'epoch': epoch,
