@@ -18,12 +18,14 @@ class Dataset:
       images: uint8 [N, H, W, C], possibly memory-mapped and read-only.
       labels: int32 [N], each in [0, len(class_names)).
       class_names: what a person calls each label.
+      description: what the images are and which copy of them this is.
     """
 
     name: str
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    description: str
 
     def take(self, indices: np.ndarray) -> 'Dataset':
         """Returns the dataset of these images, int [M], in this order."""

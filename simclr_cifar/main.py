@@ -85,7 +85,7 @@ def _train() -> None:
         if not run.config.exists():
             files.write_json(run.config, _description(config, splits))
         figures = train.train(config, splits, run)
-        report.write(run)
+        report.write_report(run)
     _tell(run, figures)
 
 
@@ -120,7 +120,7 @@ def _evaluate() -> None:
         evaluate.save(run, epoch, evaluation, splits['train'].class_names)
         if _CHECKPOINT.value is None:
             train.write_final_figures(run, epoch)
-        report.write(run)
+        report.write_report(run)
     _tell(run, evaluation.figures)
 
 
@@ -178,14 +178,18 @@ def _description(config, splits) -> dict:
     """Returns what config.json says of a run."""
     import importlib.metadata
 
-    from simclr_cifar import parallel
+    from simclr_cifar import objectives, parallel
 
     packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
     return {
         'name': pathlib.Path(flags.FLAGS['config'].config_filename).stem,
         'fingerprint': config_lib.fingerprint(config),
         'config': config_lib.to_json(config),
+        'description': splits['train'].description,
         'class_names': list(splits['train'].class_names),
+        'chance_loss': objectives.chance_loss(
+            config.groups_per_batch, len(splits['train'].class_names), config.negatives
+        ),
         'images': {split: len(dataset.labels) for split, dataset in splits.items()},
         'devices': parallel.describe(parallel.make_mesh(config.groups_per_batch)),
         'versions': {

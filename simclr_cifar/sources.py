@@ -1,6 +1,7 @@
 """Where images come from: TFDS folders, the download, the embedded digits. The only module that knows TFDS.
 
-A source is a function (split, data_dir, cache_dir) -> (images uint8 [N, H, W, C], labels int32 [N], class names).
+A source is a function (split, data_dir, cache_dir) -> (images uint8 [N, H, W, C], labels int32 [N], class
+names, a sentence that describes the images).
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from simclr_cifar.config import InputError
 
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 
-Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
+Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...], str]
 
 
 class DatasetNotFound(InputError):
@@ -44,7 +45,8 @@ def _load_digits(split: str, data_dir: str | None, cache_dir: str | None) -> Arr
     grey = np.round(digits.images[kept] * (255 / 16)).astype(np.uint8)
     resized = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in grey]
     images = np.repeat(np.stack(resized)[..., None], 3, axis=-1)
-    return images, digits.target[kept].astype(np.int32), class_names
+    description = "Handwritten digits, scikit-learn's embedded set of 1,797, resized from 8x8 to 32x32."
+    return images, digits.target[kept].astype(np.int32), class_names, description
 
 
 def _load_cifar10(split: str, data_dir: str | None, cache_dir: str | None) -> Arrays:
@@ -86,7 +88,7 @@ def _read_cached(name: str, split: str, prepared: pathlib.Path, cache_dir: str |
     root = root if cache_dir else root / 'simclr_cifar'
     shards = sorted(prepared.glob(f'{name}-{split}.*'))
     # The shards' bytes, not their times: a copied or moved dataset is still the same dataset.
-    digest = hashlib.sha256(b'format 1')
+    digest = hashlib.sha256(b'format 2')
     for path in [prepared / 'dataset_info.json', *sorted(prepared.glob('*.labels.txt')), *shards]:
         digest.update(path.name.encode())
         with path.open('rb') as file:
@@ -108,10 +110,10 @@ def _read_cached(name: str, split: str, prepared: pathlib.Path, cache_dir: str |
 def _open_cache(folder: pathlib.Path) -> Arrays:
     images = np.load(folder / 'images.npy', mmap_mode='r', allow_pickle=False)
     labels = np.load(folder / 'labels.npy', allow_pickle=False)
-    class_names = tuple(json.loads((folder / 'class_names.json').read_text()))
+    about = json.loads((folder / 'about.json').read_text())
     if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
         raise ValueError('not a cache of this format')
-    return images, labels, class_names
+    return images, labels, tuple(about['class_names']), about['description']
 
 
 def _write_cache(decoded: Arrays, folder: pathlib.Path) -> None:
@@ -119,10 +121,11 @@ def _write_cache(decoded: Arrays, folder: pathlib.Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix='.partial-', dir=folder.parent))
     try:
-        images, labels, class_names = decoded
+        images, labels, class_names, description = decoded
         np.save(partial / 'images.npy', images)
         np.save(partial / 'labels.npy', labels)
-        (partial / 'class_names.json').write_text(json.dumps(class_names))
+        about = {'class_names': class_names, 'description': description}
+        (partial / 'about.json').write_text(json.dumps(about))
         shutil.rmtree(folder, ignore_errors=True)  # A damaged one.
         partial.rename(folder)
     finally:
@@ -161,7 +164,8 @@ def _decode(split: str, prepared: pathlib.Path) -> Arrays:
     if len({image.shape for image in images}) != 1:
         raise InputError(f'{prepared}: the images differ in size; this project reads images of one size')
     images = np.stack(images)
-    return images if images.ndim == 4 else images[..., None], labels, class_names
+    images = images if images.ndim == 4 else images[..., None]
+    return images, labels, class_names, builder.info.description.strip()
 
 
 def _prepare_cifar10(root: pathlib.Path) -> None:
