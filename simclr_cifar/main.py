@@ -76,8 +76,9 @@ def main(argv: list[str]) -> int:
 
 def _train() -> None:
     config = _config()
-    from simclr_cifar import data, report, train
+    from simclr_cifar import data, models, report, train
 
+    models.make_encoder(config)  # Refused before anything is written.
     splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
     run = files.RunFolder(_WORKDIR.value or _default_workdir(config))
     _require_same_config(run, config)
@@ -131,7 +132,8 @@ def _prepare() -> int:
     try:
         splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
     except sources.DatasetNotFound as error:
-        return _fail(error, _EXIT_NO_DATA)
+        print(error)  # On standard output: for scripts that know another way.
+        return _EXIT_NO_DATA
     sizes = ', '.join(f'{len(dataset.labels):,} {split}' for split, dataset in splits.items())
     print(f'{config.dataset}: {sizes} images of {", ".join(splits["train"].class_names)}')
     return 0

@@ -3,7 +3,10 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jax import lax
+
+from simclr_cifar.config import InputError
 
 
 class Convolution(nn.Module):
@@ -64,6 +67,17 @@ class AveragePoolingCNN(nn.Module):
 ENCODERS = {
     'average_pooling_cnn': lambda config: AveragePoolingCNN(tuple(config.channels), config.embedding_dim),
 }
+
+
+def make_encoder(config: ml_collections.ConfigDict) -> nn.Module:
+    """Returns the encoder that the config names.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    if config.encoder not in ENCODERS:
+        raise InputError(f'--config.encoder={config.encoder}: unknown encoder; there are {", ".join(ENCODERS)}')
+    return ENCODERS[config.encoder](config)
 
 
 def encode(encoder: nn.Module, params, images: jax.Array) -> jax.Array:

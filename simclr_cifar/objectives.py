@@ -50,12 +50,12 @@ def anchor_positive(
             positives = lax.all_gather(positives, axis_name, tiled=True)
             first_group = lax.axis_index(axis_name) * num_groups
         logits = jnp.einsum('gae,hpe->gahp', anchors, positives, precision=exact) / temperature
-        same_class = jnp.eye(num_classes, dtype=bool)[None, :, None, :]
         group = first_group + jnp.arange(num_groups)
-        same_group = (group[:, None] == jnp.arange(len(positives)))[:, None, :, None]
+        same_class = jnp.eye(num_classes, dtype=bool)[None, :, None, :]
+        same_group = (group[:, None] == jnp.arange(len(positives))[None, :])[:, None, :, None]
         logits = jnp.where(same_class & ~same_group, -jnp.inf, logits)
         logits = logits.reshape(num_groups, num_classes, -1)
-        own = group[:, None] * num_classes + jnp.arange(num_classes)
+        own = group[:, None] * num_classes + jnp.arange(num_classes)[None, :]
     else:
         raise ValueError(f"negatives must be 'group' or 'batch', not {negatives!r}")
     own_logits = jnp.take_along_axis(logits, own[..., None], axis=-1)[..., 0]

@@ -70,7 +70,7 @@ def write_report(run: RunFolder) -> None:
     encoded = {}
     for name, figure in figures.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format='png', dpi=110)
+        figure.savefig(buffer, format='png', dpi=130)
         write(run.figures / f'{name}.png', buffer.getvalue())
         encoded[name] = _data_uri(buffer.getvalue())
 
@@ -164,27 +164,27 @@ def _curve(title: str, history: list[dict], evaluations: dict[int, dict], chance
     accuracy_axes.set(xlabel='epoch', ylabel='accuracy, precision (%)', ylim=(0, 100))
     for axes in (loss_axes, accuracy_axes):
         axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, fontsize=9)
     return figure
 
 
 def _confusion(title: str, counts: np.ndarray, class_names: list[str]) -> Figure:
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 2.6 + 0.62 * len(class_names)
-    figure = Figure(figsize=(size + 0.6, size), layout='constrained')
+    size = 1.6 + 0.4 * len(class_names)
+    figure = Figure(figsize=(size, size), layout='constrained')
     axes = figure.subplots()
-    image = axes.imshow(percent, cmap='Blues', vmin=0, vmax=100)
+    axes.imshow(percent, cmap='Blues', vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(percent):
-        text = f'{value:.1f}\n{counts[row, column]:,}'
+        text = f'{value:.1f}\n{counts[row, column]:,}' if counts[row, column] else '·'
         axes.text(column, row, text, ha='center', va='center', fontsize=7, color='white' if value > 55 else '#1f2937')
     ticks = range(len(class_names))
     # A name is text: a dollar sign would start a formula.
     labels = [name.replace('$', r'\$') for name in class_names]
-    axes.set_xticks(ticks, labels, rotation=45, ha='right')
-    axes.set_yticks(ticks, labels)
+    axes.set_xticks(ticks, labels, rotation=45, ha='right', fontsize=9)
+    axes.set_yticks(ticks, labels, fontsize=9)
     axes.set(xlabel='class found', ylabel='class of the query')
-    axes.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axes, label='% of the row', shrink=0.8)
+    axes.set_title(f'{title}: % of the row, and count', fontsize=9)
     return figure
 
 

@@ -46,12 +46,14 @@ def pairs(key: jax.Array, step: jax.Array, groups: jax.Array, index: ClassIndex)
       (anchors, positives): int32 [G, C] each, indices of images.
     """
 
+    index = jax.tree.map(jnp.asarray, index)
+
     def group_pairs(group):
         group_key = jax.random.fold_in(jax.random.fold_in(key, step), group)
         # The positive is drawn among the others: numbers from the anchor's on stand for the next image.
         choices = jnp.stack([index.counts, index.counts - 1])
         anchor, other = jax.random.randint(group_key, choices.shape, 0, choices)
-        positive = other + (other >= anchor)
+        positive = jnp.where(other >= anchor, other + 1, other)
         return index.order[index.starts + anchor], index.order[index.starts + positive]
 
     return jax.vmap(group_pairs)(groups)

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tarfile
 import tempfile
 import urllib.error
@@ -54,7 +55,7 @@ def _load_cifar10(split: str, data_dir: str | None, cache_dir: str | None) -> Ar
     given = '--data_dir' if data_dir else 'TFDS_DATA_DIR' if os.environ.get('TFDS_DATA_DIR') else None
     root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
     if not given and not any(root.glob('cifar10/*/dataset_info.json')):
-        _prepare_cifar10(root)
+        prepare_cifar10(root)
     return _read_cached('cifar10', split, _find_prepared('cifar10', root, given or '--data_dir'), cache_dir)
 
 
@@ -96,14 +97,14 @@ def _read_cached(name: str, split: str, prepared: pathlib.Path, cache_dir: str |
     folder = root / f'{name}-{split}-{digest.hexdigest()[:16]}'
     try:
         return _open_cache(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError):
         pass  # Absent or damaged: decode.
     decoded = _decode(split, prepared)
     try:
         _write_cache(decoded, folder)
         return _open_cache(folder)
     except OSError as error:
-        print(f'The decoded images are not kept for next time: {error}; choose another place with --cache_dir.')
+        print(f'The decoded images are not kept for next time: {error}; choose --cache_dir', file=sys.stderr)
         return decoded
 
 
@@ -168,7 +169,7 @@ def _decode(split: str, prepared: pathlib.Path) -> Arrays:
     return images, labels, class_names, builder.info.description.strip()
 
 
-def _prepare_cifar10(root: pathlib.Path) -> None:
+def prepare_cifar10(root: pathlib.Path) -> None:
     """Downloads CIFAR-10's binary archive, checked against TFDS's checksum, and prepares it as array_record."""
     import requests
     import tensorflow_datasets as tfds
@@ -222,7 +223,7 @@ def _prepare_cifar10(root: pathlib.Path) -> None:
     # TFDS would go on trying for minutes where there is no network.
     try:
         urllib.request.urlopen(urllib.request.Request(CIFAR10_URL, method='HEAD'), timeout=10).close()
-        print(f'Downloading CIFAR-10 (163 MiB) into {root}', flush=True)
+        print(f'Downloading CIFAR-10 (163 MiB) into {root}', file=sys.stderr)
         Cifar10(data_dir=root, file_format='array_record').download_and_prepare()
     except (
         urllib.error.URLError,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -32,15 +31,10 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def make_encoder(config: ml_collections.ConfigDict) -> nn.Module:
-    """Returns the encoder that the config names."""
-    return models.ENCODERS[config.encoder](config)
-
-
 def init_state(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) -> TrainState:
     """Returns the state before the first step; image_shape is (H, W, C)."""
     key = jax.random.fold_in(jax.random.key(config.seed), _INITIALISATION)
-    params = make_encoder(config).init(key, jnp.zeros((1, *image_shape)))['params']
+    params = models.make_encoder(config).init(key, jnp.zeros((1, *image_shape)))['params']
     return TrainState(jnp.zeros((), jnp.int32), params, _optimizer(config).init(params))
 
 
@@ -50,7 +44,7 @@ def make_train_step(config: ml_collections.ConfigDict, axis_size: int) -> Callab
     The step is (state, images uint8 [N, H, W, C], index: sampling.ClassIndex) -> (state, metrics), with 'loss' and
     'accuracy' float32 scalars of the global batch. Every replica draws its share of the batch's groups.
     """
-    encoder, optimizer = make_encoder(config), _optimizer(config)
+    encoder, optimizer = models.make_encoder(config), _optimizer(config)
     local_groups = config.groups_per_batch // axis_size
 
     def train_step(state: TrainState, images: jax.Array, index: sampling.ClassIndex):
@@ -92,7 +86,7 @@ def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
 
 def compile_encode(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     """Returns (params, images uint8 [B, H, W, C]) -> unit-norm float32 [B, D], compiled, B divided over the mesh."""
-    encoder = make_encoder(config)
+    encoder = models.make_encoder(config)
     return parallel.pmapped(
         lambda params, images: models.encode(encoder, params, images),
         mesh,

@@ -1,0 +1,75 @@
+"""The house: a module imports only from levels below its own, and some libraries have one room only."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / 'simclr_cifar'
+
+LEVELS = {
+    0: ['config'],
+    1: ['files', 'sources', 'parallel', 'sampling', 'models', 'objectives', 'neighbours'],
+    2: ['data', 'metrics', 'step'],
+    3: ['checkpoint', 'evaluate'],
+    4: ['train', 'report'],
+    5: ['main'],
+}
+LEVEL = {name: level for level, names in LEVELS.items() for name in names}
+MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__init__')
+
+# Library -> the only modules that may import it.
+ROOMS = {
+    'tensorflow_datasets': {'sources'},
+    'orbax': {'checkpoint'},
+    'matplotlib': {'report'},
+    'absl': {'main'},
+    'tensorboardX': {'train'},
+}
+
+
+def imports_of(source):
+    """Returns (modules of this package, libraries) that the source imports, anywhere in it."""
+    own, libraries = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, 'imports are absolute'
+            names = [f'{node.module}.{alias.name}' for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split('.')
+            if parts[0] == 'simclr_cifar':
+                own.add(parts[1])
+            else:
+                libraries.add(parts[0])
+    return own, libraries
+
+
+def test_every_module_has_a_level():
+    assert MODULES == sorted(LEVEL)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_a_module_imports_only_from_levels_below(module):
+    own, libraries = imports_of((PACKAGE / f'{module}.py').read_text())
+    assert {name for name in own if LEVEL[name] >= LEVEL[module]} == set()
+    assert {library for library in libraries if module not in ROOMS.get(library, {module})} == set()
+
+
+def test_imports_are_seen():
+    source = 'def f():\n    from simclr_cifar import train\n    import simclr_cifar.step as s\n    import jax.numpy'
+    assert imports_of(source) == ({'train', 'step'}, {'jax'})
+
+
+@pytest.mark.parametrize('module', ['report', 'files', 'config'])
+def test_what_reads_files_only_needs_no_jax(module):
+    reached, waiting = set(), {module}
+    while waiting:
+        name = waiting.pop()
+        own, libraries = imports_of((PACKAGE / f'{name}.py').read_text())
+        reached |= libraries
+        waiting |= own
+    assert not reached & {'jax', 'flax', 'optax'}

@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from simclr_cifar import config as config_lib
+from simclr_cifar import models
+
+
+def convolve_by_loops(inputs, kernel):
+    """3x3, stride 2, 'SAME' (the extra row and column of padding at the end), in float64."""
+    batch, height, width, _ = inputs.shape
+    rows, columns = -(-height // 2), -(-width // 2)
+    top = max((rows - 1) * 2 + 3 - height, 0) // 2
+    left = max((columns - 1) * 2 + 3 - width, 0) // 2
+    outputs = np.zeros((batch, rows, columns, kernel.shape[-1]))
+    for row in range(rows):
+        for column in range(columns):
+            for i in range(3):
+                for j in range(3):
+                    y, x = 2 * row + i - top, 2 * column + j - left
+                    if 0 <= y < height and 0 <= x < width:
+                        outputs[:, row, column] += inputs[:, y, x].astype(np.float64) @ kernel[i, j].astype(np.float64)
+    return outputs
+
+
+@pytest.mark.parametrize('convolve', [models._convolve, models._convolve_as_matmul])
+@pytest.mark.parametrize('size', [(32, 32), (7, 5), (1, 4)])
+def test_both_forms_of_the_convolution_equal_loops(convolve, size):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(2, *size, 3)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(jax.jit(convolve)(inputs, kernel), convolve_by_loops(inputs, kernel), atol=1e-5)
+
+
+def test_the_convolution_and_its_gradients_equal_flax_s():
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    ours, theirs = models.Convolution(5), nn.Conv(5, (3, 3), strides=2)
+    params = theirs.init(jax.random.key(1), images)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), images)) == jax.tree.map(jnp.shape, params)
+
+    def loss(module):
+        return jax.jit(jax.value_and_grad(lambda params, images: jnp.sum(jnp.sin(module.apply(params, images))), (0, 1)))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), loss(ours)(params, images), loss(theirs)(params, images)
+    )
+
+
+def test_the_reference_encoder_has_the_reference_s_parameters():
+    encoder = models.ENCODERS['average_pooling_cnn'](config_lib.defaults())
+    params = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
+    by_hand = (27 * 32 + 32) + (9 * 32 * 64 + 64) + (9 * 64 * 128 + 128) + (128 * 8 + 8)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == by_hand == 94_280
+
+
+def test_embeddings_have_unit_norm_and_a_finite_gradient_everywhere():
+    encoder = models.ENCODERS['average_pooling_cnn'](config_lib.defaults())
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    params = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
+    embeddings = models.encode(encoder, params, images)
+    assert embeddings.dtype == jnp.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    np.testing.assert_array_equal(models.encode(encoder, zero, images), 0)
+    gradient = jax.grad(lambda params: models.encode(encoder, params, images).sum())(zero)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))

@@ -1,0 +1,150 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simclr_cifar import data, evaluate, files, report
+from simclr_cifar import config as config_lib
+
+NAMES = ('<script>alert(1)</script>', 'a$b$', 'cat & dog')
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's files, written without training: 3 oddly named classes, 2 evaluated epochs."""
+    run = files.RunFolder(tmp_path / 'run')
+    rng = np.random.default_rng(0)
+    labels = np.arange(36) % 3
+    images = rng.integers(0, 256, (36, 32, 32, 3), np.uint8)
+    dataset = data.Dataset('digits', images, labels, NAMES, 'Made of <noise>.')
+    files.write_json(
+        run.config,
+        {
+            'name': 'made',
+            'fingerprint': '01234567',
+            'config': config_lib.to_json(config_lib.defaults()) | {'dataset': 'digits'},
+            'description': dataset.description,
+            'class_names': NAMES,
+            'chance_loss': float(np.log(3)),
+            'images': {'train': 36, 'test': 36},
+            'devices': '1 of 1 cpu',
+            'versions': {'jax': '0'},
+            'git_commit': 'unknown',
+        },
+    )
+    run.start_history(0)
+    for epoch in range(1, 5):
+        row = dict.fromkeys(files.HISTORY_FIELDS, 1.0) | {'epoch': epoch, 'step': epoch * 10, 'loss': 1 / epoch}
+        run.append_history(row | {'accuracy': 1 - 0.5 / epoch})
+    for epoch in (2, 4):
+        embeddings = np.eye(3, dtype=np.float32)[labels] + rng.normal(0, 1 / epoch, (36, 3)).astype(np.float32)
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        evaluation = evaluate.Evaluation({}, {}, {})
+        evaluate._evaluate_split('test', dataset, embeddings, dataset, embeddings, evaluation)
+        evaluate.save(run, epoch, evaluation, NAMES)
+    final = {'epoch': 4, 'train/loss': 0.25, 'train/accuracy': 0.875, **evaluation.figures}
+    files.write_json(run.metrics, final)
+    return run
+
+
+def test_the_page_holds_everything_itself(run):
+    report.write_report(run)
+    page = run.report.read_text()
+    for source in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert source.startswith(('data:image/png;base64,', '#')), source[:80]
+    assert 'http' not in re.sub(r'data:[^"]*', '', page)
+    for name in re.findall(r'href="#([^"]*)"', page):
+        assert f'id="{name}"' in page
+    assert len(page) < 5_000_000
+
+
+def test_names_are_text(run):
+    report.write_report(run)
+    page = run.report.read_text()
+    assert '<script' not in page
+    assert '&lt;script&gt;alert(1)&lt;/script&gt;' in page
+    assert 'Made of &lt;noise&gt;.' in page
+
+
+def test_every_title_names_the_dataset(run):
+    report.write_report(run)
+    assert '<title>3 classes of digits</title>' in run.report.read_text()
+
+
+def test_the_pictures_are_pictures(run):
+    report.write_report(run)
+    names = sorted(path.name for path in run.figures.iterdir())
+    assert names == ['confusion_knn.png', 'confusion_neighbours.png', 'curve.png', 'gallery.png']
+    for path in run.figures.iterdir():
+        pixels = np.asarray(Image.open(path).convert('RGB'))
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, path.name
+
+
+def test_the_confusion_file_is_read_as_it_was_written(run):
+    matrices = report._read_confusions(run, 4, list(NAMES))
+    assert matrices['test', 'neighbours'].sum() == 360
+    assert matrices['test', 'knn'].sum() == 36
+    np.testing.assert_array_equal(matrices['test', 'knn'].sum(axis=1), 12)
+
+
+def test_the_seed_report_is_shown_beside_its_own_subsets_only():
+    assert report._reference('cifar10', list(report.REFERENCE_CLASSES[4]))[75] == (0.3344, 87.37)
+    assert report._reference('cifar10', ['truck', 'cat', 'ship', 'dog']) == {}
+    assert report._reference('cifar10', ['truck', 'cat']) == {}
+    assert report._reference('digits', list(report.REFERENCE_CLASSES[4])) == {}
+
+
+def test_a_line_that_a_killed_process_left_unfinished_is_no_row(run):
+    with run.history.open('a') as file:
+        file.write('5,50,0.2')
+    assert [row['epoch'] for row in run.read_history()] == [1, 2, 3, 4]
+    report.write_report(run)
+    run.start_history(3)
+    assert [row['epoch'] for row in run.read_history()] == [1, 2, 3]
+
+
+def test_no_jax_is_imported(run):
+    code = f'import sys; from simclr_cifar import files, report; report.write_report(files.RunFolder({str(run.path)!r}))'
+    subprocess.run([sys.executable, '-c', f'{code}; assert "jax" not in sys.modules'], check=True)
+
+
+def test_an_unfinished_run_is_refused(run):
+    run.metrics.unlink()
+    with pytest.raises(config_lib.InputError, match=r'metrics\.json is missing'):
+        report.write_report(run)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / 'file.json'
+    files.write_json(path, {'a': 1})
+
+    def fail(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(files.os, 'fsync', fail)
+    with pytest.raises(OSError, match='No space'):
+        files.write_json(path, {'a': 2})
+    assert json.loads(path.read_text()) == {'a': 1}
+    assert [path.name for path in tmp_path.iterdir()] == ['file.json']
+
+
+def test_a_lock_is_held_by_one_and_dies_with_its_process(tmp_path):
+    run = files.RunFolder(tmp_path / 'run')
+    code = (
+        'import sys, time; from simclr_cifar import files\n'
+        f'with files.RunFolder({str(run.path)!r}).locked(): print("held", flush=True); time.sleep(60)'
+    )
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == 'held\n'
+        with pytest.raises(config_lib.InputError, match=f'process {holder.pid} on'), run.locked():
+            pass
+        holder.kill()
+        holder.wait()
+        with run.locked():
+            pass
+    shutil.rmtree(run.path)

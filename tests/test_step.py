@@ -1,0 +1,149 @@
+"""The per-replica step on 1, 2, 4 and 8 devices, under shard_map and under pmap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import class_images
+from jax.sharding import Mesh
+
+from simclr_cifar import config as config_lib
+from simclr_cifar import models, objectives, parallel, sampling, step
+
+NUM_CLASSES = 4
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(NUM_CLASSES), 12))
+# Each image its own brightness, so that no two replicas see data with the same gradient.
+IMAGES = class_images(LABELS, 0)[:, ::4, ::4] // np.random.default_rng(1).integers(1, 4, (len(LABELS), 1, 1, 1))
+IMAGES = IMAGES.astype(np.uint8)
+INDEX = sampling.class_index(LABELS, NUM_CLASSES)
+
+
+def small_config(**fields):
+    config = config_lib.defaults()
+    config.update(
+        {'groups_per_batch': 8, 'batches_per_epoch': 3, 'channels': (8, 8), 'embedding_dim': 4, 'seed': 3} | fields
+    )
+    return config
+
+
+def run_epoch(config, num_devices):
+    mesh = Mesh(np.array(jax.devices()[:num_devices]), (parallel.AXIS,))
+    state, images, index = parallel.replicate((step.init_state(config, IMAGES.shape[1:]), IMAGES, INDEX), mesh)
+    return jax.device_get(step.compile_epoch(config, mesh)(state, images, index))
+
+
+def assert_close(tree, other, rtol=2e-4, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), tree, other)
+
+
+def first_step_by_hand(config):
+    """The first step's loss, accuracy and gradient on one device, without the step's code: plain grad of the mean."""
+    state = step.init_state(config, IMAGES.shape[1:])
+    key = jax.random.fold_in(jax.random.key(config.seed), step._SAMPLING)
+    groups = jnp.arange(config.groups_per_batch)
+    anchors, positives = sampling.pairs(key, jnp.int32(0), groups, INDEX)
+    encoder = models.make_encoder(config)
+
+    def loss_and_accuracy(params):
+        embeddings = [
+            jnp.stack([models.encode(encoder, params, IMAGES[np.asarray(group)]) for group in part])
+            for part in (anchors, positives)
+        ]
+        return objectives.anchor_positive(*embeddings, config.temperature, config.negatives)
+
+    (loss, accuracy), gradient = jax.value_and_grad(loss_and_accuracy, has_aux=True)(state.params)
+    return loss, accuracy, gradient
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
+@pytest.mark.parametrize('negatives', ['group', 'batch'])
+def test_loss_and_gradient_are_those_of_the_global_batch(negatives, num_devices):
+    config = small_config(negatives=negatives, batches_per_epoch=1)
+    state, metrics = run_epoch(config, num_devices)
+    loss, accuracy, gradient = first_step_by_hand(config)
+    np.testing.assert_allclose(metrics['loss'], [loss], rtol=1e-5)
+    np.testing.assert_allclose(metrics['accuracy'], [accuracy], rtol=1e-6)
+    # Adam's first moment after one step is a tenth of the gradient; the parameters would hide a wrong scale.
+    assert_close(state.opt_state[0].mu, jax.tree.map(lambda leaf: leaf / 10, gradient))
+
+
+def test_the_replicas_gradients_differ():
+    config = small_config(groups_per_batch=1, batches_per_epoch=1)
+    gradients = []
+    for seed in (3, 4):
+        config.seed = 3
+        state = step.init_state(config, IMAGES.shape[1:])
+        config.seed = seed
+        mesh = parallel.make_mesh(1)
+        after, _ = step.compile_epoch(config, mesh)(*parallel.replicate((state, IMAGES, INDEX), mesh))
+        gradients.append(np.asarray(after.opt_state[0].mu['kernel']))
+    assert np.linalg.norm(gradients[0] - gradients[1]) > 0.1 * np.linalg.norm(gradients[0])
+
+
+@pytest.mark.parametrize('negatives', ['group', 'batch'])
+def test_an_epoch_is_the_same_on_any_number_of_devices(negatives):
+    config = small_config(negatives=negatives)
+    on_one = run_epoch(config, 1)
+    for num_devices in (2, 4, 8):
+        state, metrics = run_epoch(config, num_devices)
+        assert_close(metrics, on_one[1])
+        assert_close(state.opt_state[0].mu, on_one[0].opt_state[0].mu, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
+def test_the_same_function_runs_under_pmap(num_devices):
+    config = small_config(negatives='batch')
+    devices = jax.devices()[:num_devices]
+    epoch = jax.pmap(
+        step.make_epoch(config, num_devices), axis_name=parallel.AXIS, in_axes=(0, None, None), devices=devices
+    )
+    state = step.init_state(config, IMAGES.shape[1:])
+    copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * num_devices), state)
+    under_pmap = jax.device_get(epoch(copies, IMAGES, INDEX))
+    expected = run_epoch(config, num_devices)
+    for replica in range(num_devices):
+        assert_close(jax.tree.map(lambda leaf, replica=replica: leaf[replica], under_pmap), expected, rtol=1e-6)
+
+
+def test_steps_are_counted_and_metrics_are_per_step():
+    state, metrics = run_epoch(small_config(batches_per_epoch=5), 2)
+    assert state.step == 5
+    assert metrics['loss'].shape == metrics['accuracy'].shape == (5,)
+    assert metrics['loss'].dtype == np.float32
+    assert len(set(metrics['loss'].tolist())) == 5
+
+
+def test_an_epoch_in_two_halves_is_the_same_epoch():
+    whole, _ = run_epoch(small_config(batches_per_epoch=4), 2)
+    config = small_config(batches_per_epoch=2)
+    mesh = parallel.make_mesh(2)
+    epoch = step.compile_epoch(config, mesh)
+    state, images, index = parallel.replicate((step.init_state(config, IMAGES.shape[1:]), IMAGES, INDEX), mesh)
+    for _ in range(2):
+        state, _ = epoch(state, images, index)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), whole)
+
+
+def test_the_epoch_compiles_once():
+    config = small_config()
+    mesh = parallel.make_mesh(config.groups_per_batch)
+    epoch = step.compile_epoch(config, mesh)
+    state, images, index = parallel.replicate((step.init_state(config, IMAGES.shape[1:]), IMAGES, INDEX), mesh)
+    for _ in range(3):
+        state, _ = epoch(state, images, index)
+    assert epoch._cache_size() == 1
+
+
+def test_adam_is_optax_s():
+    config = small_config(batches_per_epoch=1)
+    state, _ = run_epoch(config, 1)
+    before = step.init_state(config, IMAGES.shape[1:])
+    *_, gradient = first_step_by_hand(config)
+    updates, _ = optax.adam(config.learning_rate).update(gradient, before.opt_state)
+    moved = jax.tree.map(lambda after, before: after - before, state.params, before.params)
+    # Where the gradient is nearly 0, Adam's first step is of its sign, which rounding decides.
+    for actual, expected, slope in zip(*map(jax.tree.leaves, (moved, updates, gradient)), strict=True):
+        clear = np.abs(slope) > 1e-4
+        np.testing.assert_allclose(np.asarray(actual)[clear], np.asarray(expected)[clear], rtol=1e-2)
+    assert len(jax.tree.leaves(updates)) == 6

@@ -1,0 +1,246 @@
+"""The loop: resuming, choosing, stopping, and what it leaves behind."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import CLASS_NAMES, class_images
+from tensorboardX.proto import event_pb2  # noqa: F401 - fails early where the events could not be read
+
+from simclr_cifar import checkpoint, data, files, step, train
+from simclr_cifar import config as config_lib
+
+NAMES = CLASS_NAMES[:3]
+
+
+def make_dataset(images_per_class, seed):
+    labels = np.random.default_rng(seed).permutation(np.arange(3).repeat(images_per_class)).astype(np.int32)
+    return data.Dataset('cifar10', class_images(labels, seed)[:, ::2, ::2], labels, NAMES, '')
+
+
+def make_splits(validation=False):
+    splits = {'train': make_dataset(20, 0), 'test': make_dataset(6, 1)}
+    return splits | {'validation': make_dataset(6, 2)} if validation else splits
+
+
+def make_config(**fields):
+    config = config_lib.defaults()
+    config.update(
+        {
+            'channels': (8,),
+            'embedding_dim': 4,
+            'num_epochs': 6,
+            'batches_per_epoch': 5,
+            'milestones': (2, 4),
+            'checkpoint_every_epochs': 1,
+            'groups_per_batch': 2,
+        }
+        | fields
+    )
+    config_lib.validate(config)
+    return config
+
+
+def start(config, path, splits=None):
+    run = files.RunFolder(path)
+    with run.locked():
+        return run, train.train(config, splits or make_splits(), run)
+
+
+def final_state(config, run, epoch=None):
+    like = step.init_state(config, (16, 16, 3))
+    return checkpoint.restore(run.checkpoints, epoch or config.num_epochs, like)
+
+
+def assert_same_run(config, run, other):
+    jax.tree.map(np.testing.assert_array_equal, final_state(config, run), final_state(config, other))
+    for name in ('metrics.json', 'eval/2/metrics.json', 'eval/4/confusion.csv', 'eval/6/metrics.json'):
+        assert (run.path / name).read_bytes() == (other.path / name).read_bytes(), name
+    decided = ('epoch', 'step', 'loss', 'accuracy', 'learning_rate')
+    histories = [[[row[name] for name in decided] for row in each.read_history()] for each in (run, other)]
+    assert histories[0] == histories[1]
+    assert [row[0] for row in histories[0]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    return start(make_config(), tmp_path_factory.mktemp('uninterrupted'))
+
+
+def test_what_a_run_leaves(uninterrupted):
+    run, final = uninterrupted
+    assert json.loads(run.metrics.read_text()) == final
+    assert final['epoch'] == 6
+    assert final['train/loss'] == run.read_history()[-1]['loss']
+    assert {name for name in final if name.startswith('test/')} == {
+        *('test/precision_at_1', 'test/precision_at_10', 'test/r_precision', 'test/map_at_r'),
+        *('test/knn_accuracy_k200', 'test/pair_accuracy'),
+        *(f'test/recall_at_{k}' for k in (1, 2, 4, 8)),
+    }
+    assert run.evaluated_epochs() == [2, 4, 6]
+    assert checkpoint.saved_epochs(run.checkpoints) == [2, 4, 5, 6]
+    assert list(run.tensorboard.glob('events.*'))
+    with (run.evaluation(6) / 'confusion.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row['count']) for row in rows if row['kind'] == 'neighbours') == 18 * 10
+    assert sum(int(row['count']) for row in rows if row['kind'] == 'knn') == 18
+    assert {row['class'] for row in rows} == set(NAMES)
+
+
+def test_training_learns(uninterrupted):
+    run, final = uninterrupted
+    history = run.read_history()
+    assert history[-1]['loss'] < history[0]['loss']
+    assert final['test/precision_at_1'] > 0.5
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize('epoch', [1, 3, 4, 5])
+def test_a_run_killed_in_mid_epoch_ends_as_if_it_never_was(uninterrupted, tmp_path, monkeypatch, epoch):
+    config = make_config()
+    log_epoch = train._Log.epoch
+
+    def kill(self, number, metrics):
+        log_epoch(self, number, metrics)
+        if number == epoch:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train._Log, 'epoch', kill)
+        start(config, tmp_path)
+    run, _ = start(config, tmp_path)
+    assert_same_run(config, run, uninterrupted[0])
+
+
+def test_a_run_killed_between_a_checkpoint_and_its_figures_writes_them(uninterrupted, tmp_path, monkeypatch):
+    config = make_config()
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train.evaluate, 'save', kill)
+        start(config, tmp_path)
+    run, _ = start(config, tmp_path)
+    assert_same_run(config, run, uninterrupted[0])
+
+
+def test_a_finished_run_is_not_trained_again(uninterrupted, monkeypatch):
+    run, final = uninterrupted
+    before = run.history.read_bytes()
+    monkeypatch.setattr(train._Log, 'epoch', None)
+    assert start(make_config(), run.path)[1] == final
+    assert run.history.read_bytes() == before
+
+
+def test_the_clock_ends_training_evaluated_and_resumable(uninterrupted, tmp_path, capsys):
+    config = make_config(max_seconds=1e-9, checkpoint_every_epochs=100)
+    for epoch in (1, 2, 3):
+        run, final = start(config, tmp_path)
+        assert final['epoch'] == epoch
+        assert 'Stopped by max_seconds' in capsys.readouterr().out
+        assert epoch in run.evaluated_epochs()
+        assert epoch in checkpoint.saved_epochs(run.checkpoints)
+    config = make_config()
+    run, final = start(config, tmp_path)
+    assert final['epoch'] == 6
+    assert_same_run(config, run, uninterrupted[0])
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    config = make_config()
+    log_epoch = train._Log.epoch
+
+    def diverge(self, number, metrics):
+        losses = np.array(metrics['loss'])
+        if number == 4:
+            losses[3] = np.nan
+        log_epoch(self, number, metrics | {'loss': losses})
+
+    monkeypatch.setattr(train._Log, 'epoch', diverge)
+    with pytest.raises(train.TrainingDiverged, match=r'nan at step 19 \(epoch 4\)'):
+        start(config, tmp_path)
+    run = files.RunFolder(tmp_path)
+    assert checkpoint.saved_epochs(run.checkpoints) == [2, 3]
+    assert [row['epoch'] for row in run.read_history()] == [1, 2, 3]
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(final_state(config, run, 3).params))
+
+
+def test_a_learning_rate_that_is_too_high_is_told_so(tmp_path):
+    with pytest.raises(train.TrainingDiverged, match='lower --config.learning_rate'):
+        start(make_config(learning_rate=1e25), tmp_path)
+
+
+def scores_at(run, name):
+    return {epoch: json.loads((run.evaluation(epoch) / 'metrics.json').read_text()).get(name) for epoch in (2, 4, 6)}
+
+
+def test_the_validation_split_chooses_and_the_test_split_is_scored_once(tmp_path, monkeypatch):
+    config = make_config(validation_fraction=0.1, learning_rate=3e-3)
+    seen = []
+    evaluate_split = train.evaluate._evaluate_split
+
+    def record(name, *arguments):
+        seen.append(name)
+        return evaluate_split(name, *arguments)
+
+    monkeypatch.setattr(train.evaluate, '_evaluate_split', record)
+    run, final = start(config, tmp_path / 'run', make_splits(validation=True))
+    assert seen == ['validation'] * 3 + ['validation', 'test']
+    validation = scores_at(run, 'validation/precision_at_10')
+    assert final['epoch'] == max(validation, key=validation.get)
+    assert {epoch for epoch, score in scores_at(run, 'test/precision_at_10').items() if score is not None} == {final['epoch']}
+
+    # Whatever the test images are, the same checkpoint is chosen, of the same parameters.
+    noise = make_splits(validation=True)
+    rng = np.random.default_rng(9)
+    noise['test'] = data.Dataset('cifar10', rng.integers(0, 256, (30, 16, 16, 3), np.uint8), np.arange(30) % 3, NAMES, '')
+    other, other_final = start(config, tmp_path / 'other', noise)
+    assert other_final['epoch'] == final['epoch']
+    assert scores_at(other, 'validation/precision_at_10') == validation
+    jax.tree.map(np.testing.assert_array_equal, final_state(config, run), final_state(config, other))
+    assert other_final['test/precision_at_10'] != final['test/precision_at_10']
+
+
+@pytest.mark.parametrize(('scores', 'chosen'), [((0.5, 0.9, 0.7), 4), ((0.9, 0.2, 0.9), 2), ((0.1, 0.2, 0.3), 6)])
+def test_the_best_validation_checkpoint_is_chosen_the_earliest_of_equals(tmp_path, monkeypatch, scores, chosen):
+    config = make_config(validation_fraction=0.1)
+    wanted = dict(zip((2, 4, 6), scores, strict=True))
+    save = train.evaluate.save
+
+    def save_wanted(run, epoch, evaluation, class_names):
+        evaluation.figures['validation/precision_at_10'] = wanted[epoch]
+        save(run, epoch, evaluation, class_names)
+
+    monkeypatch.setattr(train.evaluate, 'save', save_wanted)
+    _, final = start(config, tmp_path, make_splits(validation=True))
+    assert final['epoch'] == chosen
+    assert 'test/precision_at_10' in final
+
+
+def test_the_number_of_devices_changes_nothing_but_rounding(tmp_path, monkeypatch):
+    config = make_config(groups_per_batch=8, num_epochs=1)
+    losses = []
+    for devices in (8, 1):
+        monkeypatch.setattr(
+            train.parallel, 'make_mesh', lambda _, devices=devices: jax.sharding.Mesh(jax.devices()[:devices], ('data',))
+        )
+        run, _ = start(config, tmp_path / str(devices))
+        losses.append(run.read_history()[0]['loss'])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):
+    config = make_config(groups_per_batch=8)
+    meshes = iter([8, 2])
+    monkeypatch.setattr(
+        train.parallel, 'make_mesh', lambda _: jax.sharding.Mesh(jax.devices()[: next(meshes)], ('data',))
+    )
+    start(make_config(groups_per_batch=8, max_seconds=1e-9), tmp_path)
+    _, final = start(config, tmp_path)
+    assert final['epoch'] == 6
