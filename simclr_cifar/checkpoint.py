@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import os
 import pathlib
+import tempfile
 
 import flax.serialization
 import flax.traverse_util
@@ -105,6 +107,7 @@ class Saver:
         self.wait()
         # Host arrays: the checkpoint knows nothing of devices, and training may go on and overwrite the state.
         tree = jax.tree.map(np.array, flax.serialization.to_state_dict(state))
+        _require_space(self._checkpointer.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         self._saving = self._checkpointer.save_async(
             epoch, tree, force=True, overwrite=True, custom_metadata={'digest': _digest(tree)}
         )
@@ -123,6 +126,12 @@ class Saver:
             self.wait()
         finally:
             self._checkpointer.close()
+
+
+def _require_space(directory: pathlib.Path, num_bytes: int) -> None:
+    """Raises OSError where so much cannot be written: Orbax would leave a traceback for each array of a save that fails."""
+    with tempfile.TemporaryFile(dir=directory) as probe:
+        os.posix_fallocate(probe.fileno(), 0, num_bytes + 2**18)
 
 
 def _read_through(path: pathlib.Path) -> None:

@@ -18,10 +18,6 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a whole file or, where that fails, leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode() if isinstance(content, str) else content
-    # Not for links: what they name, a device say, is to be written, not replaced.
-    if path.is_symlink():
-        path.write_bytes(content)
-        return
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}-', delete=False) as partial:
         try:
             partial.write(content)

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         elif _MODE.value == 'prepare':
             return _prepare()
         else:
-            _train()
+            return _train()
         return 0
     except InputError as error:
         return _fail(error, _EXIT_BAD_INPUT)
@@ -69,14 +69,12 @@ def main(argv: list[str]) -> int:
                 'command again, or choose another --workdir',
                 _EXIT_BAD_INPUT,
             )
-        if type(error).__name__ == 'TrainingDiverged':
-            return _fail(error, _EXIT_FAILED)
         raise
 
 
-def _train() -> None:
+def _train() -> int:
     config = _config()
-    from simclr_cifar import data, models, report, train
+    from simclr_cifar import data, log, models, report, train
 
     models.make_encoder(config)  # Refused before anything is written.
     splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
@@ -85,9 +83,13 @@ def _train() -> None:
     with run.locked():
         if not run.config.exists():
             files.write_json(run.config, _description(config, splits))
-        figures = train.train(config, splits, run)
+        try:
+            figures = train.train(config, splits, run)
+        except log.TrainingDiverged as error:
+            return _fail(error, _EXIT_FAILED)
         report.write_report(run)
     _tell(run, figures)
+    return 0
 
 
 def _evaluate() -> None:
@@ -233,7 +235,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
                 raise InputError(config_lib.unknown_field(name.removeprefix('config.')))
         remaining = flags.FLAGS(argv)
         if flags.FLAGS['config'].present:
-            _CONFIG.value and _CONFIG.value.items  # noqa: B018 - a file that is missing shows at first use
+            hasattr(_CONFIG.value, 'items')  # Raises what opening the file raised, kept until its first use.
         return remaining
     except InputError as error:
         sys.exit(_fail(error, _EXIT_BAD_INPUT))

@@ -1,22 +1,14 @@
 """The training loop."""
 
-import sys
 import time
 
-import jax
 import ml_collections
-import numpy as np
-import tqdm
-from tensorboardX import SummaryWriter
 
-from simclr_cifar import checkpoint, evaluate, objectives, parallel, sampling, step
+from simclr_cifar import checkpoint, evaluate, parallel, sampling, step
 from simclr_cifar import config as config_lib
 from simclr_cifar.data import Dataset
 from simclr_cifar.files import RunFolder, write_json
-
-
-class TrainingDiverged(Exception):
-    """The loss is no longer a finite number."""
+from simclr_cifar.log import Log
 
 
 def train(config: ml_collections.ConfigDict, splits: dict[str, Dataset], run: RunFolder) -> dict[str, float]:
@@ -34,7 +26,7 @@ def train(config: ml_collections.ConfigDict, splits: dict[str, Dataset], run: Ru
       The final figures, as written to metrics.json.
 
     Raises:
-      TrainingDiverged: at a loss that is not finite; the checkpoints before it are kept.
+      log.TrainingDiverged: at a loss that is not finite; the checkpoints before it are kept.
     """
     mesh = parallel.make_mesh(config.groups_per_batch)
     num_classes = len(splits['train'].class_names)
@@ -54,7 +46,7 @@ def train(config: ml_collections.ConfigDict, splits: dict[str, Dataset], run: Ru
         log.evaluation(epoch, evaluation.figures)
 
     saver = checkpoint.Saver(run.checkpoints, config.checkpoints_to_keep, milestones)
-    log = _Log(config, run, epoch, num_classes)
+    log = Log(config, run, epoch, num_classes)
     with saver, log:
         # Killed between the checkpoint and its figures.
         if epoch in milestones and epoch not in run.evaluated_epochs():
@@ -113,85 +105,3 @@ def _choose(run: RunFolder, last_epoch: int, milestones: list[int], state: step.
     scores = {epoch: figures[epoch]['validation/precision_at_10'] for epoch in candidates}
     chosen = max(scores, key=lambda epoch: (scores[epoch], -epoch))
     return chosen, state if chosen == last_epoch else checkpoint.restore(run.checkpoints, chosen, state)
-
-
-class _Log:
-    """Tells of each epoch: history.csv, TensorBoard, a progress bar or, outside a terminal, a line."""
-
-    def __init__(self, config, run, first_epoch, num_classes):
-        self._config, self._run = config, run
-        self._images_per_epoch = 2 * config.groups_per_batch * num_classes * config.batches_per_epoch
-        self._chance = objectives.chance_loss(config.groups_per_batch, num_classes, config.negatives)
-        self._first_epoch = first_epoch
-        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=first_epoch * config.batches_per_epoch + 1)
-        self._bar = None
-        if sys.stdout.isatty():
-            self._bar = tqdm.tqdm(total=config.num_epochs, initial=first_epoch, unit='epoch', file=sys.stdout)
-
-    def start(self, line: str) -> None:
-        """Prints a line and starts the clock of the first epoch."""
-        self._print(line)
-        self._started = self._read = time.monotonic()
-
-    def epoch(self, epoch: int, metrics: dict[str, jax.Array]) -> None:
-        """Reads an epoch's metrics, which waits for them, and records them."""
-        losses = np.asarray(metrics['loss'])
-        now = time.monotonic()
-        seconds, self._read = now - self._read, now
-        last_step = epoch * self._config.batches_per_epoch
-        if not np.all(np.isfinite(losses)):
-            first = last_step - len(losses) + 1 + int(np.argmin(np.isfinite(losses)))
-            raise TrainingDiverged(
-                f'the loss is {losses[first - last_step - 1]} at step {first} (epoch {epoch}); the checkpoints before '
-                f'it are kept in {self._run.checkpoints}; lower --config.learning_rate or raise --config.temperature'
-            )
-        row = {
-            'epoch': epoch,
-            'step': last_step,
-            'loss': float(losses.mean(dtype=np.float64)),
-            'accuracy': float(np.asarray(metrics['accuracy']).mean(dtype=np.float64)),
-            'learning_rate': self._config.learning_rate,
-            'images_per_second': self._images_per_epoch / seconds,
-            'seconds': seconds,
-        }
-        self._run.append_history(row)
-        for name in ('loss', 'accuracy', 'learning_rate', 'images_per_second'):
-            self._tensorboard.add_scalar(f'train/{name}', row[name], last_step)
-        told = (
-            f'loss {row["loss"]:.4f} (chance {self._chance:.4f})  accuracy {row["accuracy"]:.4f}  '
-            f'{row["images_per_second"]:,.0f} images/s'
-        )
-        if self._bar is not None:
-            self._bar.set_postfix_str(told, refresh=False)
-            self._bar.update(epoch - self._bar.n)
-        else:
-            left = (self._config.num_epochs - epoch) * (now - self._started) / (epoch - self._first_epoch)
-            minutes, rest = divmod(round(left), 60)
-            print(f'epoch {epoch}/{self._config.num_epochs}  {told}  {minutes}:{rest:02d} left', flush=True)
-
-    def evaluation(self, epoch: int, figures: dict[str, float]) -> None:
-        """Records the figures of an evaluated epoch."""
-        for name, value in figures.items():
-            self._tensorboard.add_scalar(name, value, epoch * self._config.batches_per_epoch)
-        self._tensorboard.flush()
-        told = '  '.join(
-            f'{name} {value:.4f}'
-            for name, value in figures.items()
-            if name.endswith(('pair_accuracy', 'precision_at_1', 'precision_at_10', 'knn_accuracy_k200'))
-        )
-        self._print(f'evaluated epoch {epoch}  {told}')
-        self._read = time.monotonic()
-
-    def _print(self, line: str) -> None:
-        if self._bar is None:
-            print(line, flush=True)
-        else:
-            self._bar.write(line, file=sys.stdout)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self._tensorboard.close()
-        if self._bar is not None:
-            self._bar.close()

@@ -72,10 +72,7 @@ def test_json_keeps_every_field():
 def test_the_fingerprint_is_of_what_decides_the_result():
     reference = config_lib.fingerprint(config_lib.defaults())
     for name, value in config_lib.defaults().items():
-        if isinstance(value, str):
-            other = value + 'x'
-        else:
-            other = (*value, 5) if isinstance(value, tuple) else value + 1
+        other = value + 'x' if isinstance(value, str) else (*value, 5) if isinstance(value, tuple) else value + 1
         differs = config_lib.fingerprint(changed(**{name: other})) != reference
         assert differs == (name not in config_lib.OPERATIONAL), name
 

@@ -50,7 +50,9 @@ def test_what_is_downloaded_is_what_is_read(small_cifar10, cache_dir, split):
 
 
 def test_tfds_itself_reads_what_was_prepared(small_cifar10, cache_dir):
-    source = tfds.data_source('cifar10', split='test', data_dir=small_cifar10, builder_kwargs={'file_format': 'array_record'})
+    source = tfds.data_source(
+        'cifar10', split='test', data_dir=small_cifar10, builder_kwargs={'file_format': 'array_record'}
+    )
     dataset = data.load('cifar10', 'test', small_cifar10, cache_dir)
     np.testing.assert_array_equal(np.stack([example['image'] for example in source]), dataset.images)
 
@@ -150,7 +152,7 @@ def test_the_environment_names_the_data_dir(small_cifar10, cache_dir, tmp_path, 
     monkeypatch.setenv('TFDS_DATA_DIR', str(small_cifar10))
     assert len(data.load('cifar10', 'test', None, cache_dir).labels) == 100
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'nowhere'))
-    with pytest.raises(sources.DatasetNotFound, match='^TFDS_DATA_DIR='):
+    with pytest.raises(sources.DatasetNotFound, match=r'^TFDS_DATA_DIR='):
         data.load('cifar10', 'test', None, cache_dir)
 
 
@@ -262,7 +264,9 @@ def test_the_part_carved_off_is_stratified_disjoint_and_fixed(ten_classes):
     assert np.bincount(held_out.labels).tolist() == [2] * 10
     assert np.bincount(rest.labels).tolist() == [5] * 10
 
-    numbered = data.Dataset('n', np.arange(70).astype(np.uint8).reshape(-1, 1, 1, 1), ten_classes.labels, CLASS_NAMES, '')
+    numbered = data.Dataset(
+        'n', np.arange(70).astype(np.uint8).reshape(-1, 1, 1, 1), ten_classes.labels, CLASS_NAMES, ''
+    )
     (rest, held_out), (_, again), (_, other) = (data.carve(numbered, 0.3, seed) for seed in (1, 1, 2))
     ids = [set(part.images.ravel().tolist()) for part in (rest, held_out, again, other)]
     assert not ids[0] & ids[1]

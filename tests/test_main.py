@@ -188,7 +188,8 @@ CONFIG_FILES = {
     'raises.py': 'def get_config():\n    raise RuntimeError("no")\n',
     'number.py': 'def get_config():\n    return 3\n',
     'unknown.py': (
-        'from simclr_cifar import config\ndef get_config():\n    c = config.defaults()\n    c.num_epoch = 3\n    return c\n'
+        'from simclr_cifar import config\ndef get_config():\n    c = config.defaults()\n'
+        '    c.num_epoch = 3\n    return c\n'
     ),
     'typed.py': (
         'from simclr_cifar import config\ndef get_config():\n    c = config.defaults()\n'
@@ -292,13 +293,27 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
     assert_refused(run('--mode=eval', f'--workdir={copy}'), 'another architecture', 'use the config')
 
 
-def test_a_full_disk_is_told_and_costs_nothing(tmp_path):
+FILL_THE_DISK = """
+import errno, itertools, os
+calls, fsync = itertools.count(1), os.fsync
+def full(descriptor):
+    if next(calls) >= {first}:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    fsync(descriptor)
+os.fsync = full
+"""
+
+
+# The first write is config.json's; the sixth, after a milestone, one of the last epoch's evaluation.
+@pytest.mark.parametrize('first', [1, 6])
+def test_a_full_disk_is_told_and_costs_nothing(first, finished, tmp_path):
     workdir = tmp_path / 'run'
-    workdir.mkdir()
-    (workdir / 'history.csv').symlink_to('/dev/full')
-    assert_refused(run(*DIGITS, f'--workdir={workdir}'), 'the disk is full', 'free some space')
-    (workdir / 'history.csv').unlink()
+    (tmp_path / 'sitecustomize.py').write_text(FILL_THE_DISK.format(first=first))
+    result = run(*DIGITS, f'--workdir={workdir}', environment={'PYTHONPATH': str(tmp_path)})
+    assert_refused(result, 'the disk is full', 'free some space')
+    assert not [path for path in workdir.rglob('.*') if path.name != '.lock']
     assert run(*DIGITS, f'--workdir={workdir}').returncode == 0
+    assert (workdir / 'metrics.json').read_bytes() == (finished / 'metrics.json').read_bytes()
 
 
 def test_a_checkpoint_that_does_not_fit_is_told_and_costs_nothing(tmp_path):
@@ -307,11 +322,9 @@ def test_a_checkpoint_that_does_not_fit_is_told_and_costs_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     workdir = tmp_path / 'run'
-    flags = [*DIGITS, '--config.channels=8,64,128', f'--workdir={workdir}']
-    result = run(*flags, preexec_fn=limit_files)
-    assert_refused(result, 'the disk is full')
-    result = run(*flags)
-    assert result.returncode == 0, result.stderr
+    flags = [*DIGITS, f'--workdir={workdir}']
+    assert_refused(run(*flags, preexec_fn=limit_files), 'the disk is full')
+    assert run(*flags).returncode == 0
 
 
 def test_prepare_tells_scripts_that_the_data_cannot_be_had(small_cifar10, tmp_path):

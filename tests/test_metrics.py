@@ -89,7 +89,9 @@ def test_the_lower_label_wins_a_tied_vote():
 def test_confusion_equals_scikit_learn_s():
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 4, (2, 100))
-    np.testing.assert_array_equal(metrics.confusion(labels, predicted, 5), confusion_matrix(labels, predicted, labels=range(5)))
+    np.testing.assert_array_equal(
+        metrics.confusion(labels, predicted, 5), confusion_matrix(labels, predicted, labels=range(5))
+    )
     neighbours = rng.integers(0, 4, (100, 3))
     expected = confusion_matrix(labels.repeat(3), neighbours.ravel(), labels=range(5))
     np.testing.assert_array_equal(metrics.confusion(labels, neighbours, 5), expected)

@@ -41,10 +41,14 @@ def test_the_convolution_and_its_gradients_equal_flax_s():
     assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), images)) == jax.tree.map(jnp.shape, params)
 
     def loss(module):
-        return jax.jit(jax.value_and_grad(lambda params, images: jnp.sum(jnp.sin(module.apply(params, images))), (0, 1)))
+        return jax.jit(
+            jax.value_and_grad(lambda params, images: jnp.sum(jnp.sin(module.apply(params, images))), (0, 1))
+        )
 
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), loss(ours)(params, images), loss(theirs)(params, images)
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        loss(ours)(params, images),
+        loss(theirs)(params, images),
     )
 
 

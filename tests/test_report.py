@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_cifar import data, evaluate, files, report
 from simclr_cifar import config as config_lib
+from simclr_cifar import data, evaluate, files, report
 
 NAMES = ('<script>alert(1)</script>', 'a$b$', 'cat & dog')
 
@@ -109,7 +109,9 @@ def test_a_line_that_a_killed_process_left_unfinished_is_no_row(run):
 
 
 def test_no_jax_is_imported(run):
-    code = f'import sys; from simclr_cifar import files, report; report.write_report(files.RunFolder({str(run.path)!r}))'
+    code = (
+        f'import sys; from simclr_cifar import files, report; report.write_report(files.RunFolder({str(run.path)!r}))'
+    )
     subprocess.run([sys.executable, '-c', f'{code}; assert "jax" not in sys.modules'], check=True)
 
 

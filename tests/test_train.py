@@ -2,14 +2,15 @@
 
 import csv
 import json
+import struct
 
 import jax
 import numpy as np
 import pytest
 from conftest import CLASS_NAMES, class_images
-from tensorboardX.proto import event_pb2  # noqa: F401 - fails early where the events could not be read
+from tensorboardX.proto.event_pb2 import Event
 
-from simclr_cifar import checkpoint, data, files, step, train
+from simclr_cifar import checkpoint, data, files, log, step, train
 from simclr_cifar import config as config_lib
 
 NAMES = CLASS_NAMES[:3]
@@ -81,7 +82,9 @@ def test_what_a_run_leaves(uninterrupted):
     }
     assert run.evaluated_epochs() == [2, 4, 6]
     assert checkpoint.saved_epochs(run.checkpoints) == [2, 4, 5, 6]
-    assert list(run.tensorboard.glob('events.*'))
+    (events,) = map(read_events, run.tensorboard.iterdir())
+    assert events['train/loss'] == pytest.approx({row['step']: row['loss'] for row in run.read_history()})
+    assert events['test/pair_accuracy'][30] == pytest.approx(final['test/pair_accuracy'])
     with (run.evaluation(6) / 'confusion.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert sum(int(row['count']) for row in rows if row['kind'] == 'neighbours') == 18 * 10
@@ -103,7 +106,7 @@ class Killed(Exception):
 @pytest.mark.parametrize('epoch', [1, 3, 4, 5])
 def test_a_run_killed_in_mid_epoch_ends_as_if_it_never_was(uninterrupted, tmp_path, monkeypatch, epoch):
     config = make_config()
-    log_epoch = train._Log.epoch
+    log_epoch = log.Log.epoch
 
     def kill(self, number, metrics):
         log_epoch(self, number, metrics)
@@ -111,7 +114,7 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_never_was(uninterrupted, tmp_pa
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train._Log, 'epoch', kill)
+        patch.setattr(log.Log, 'epoch', kill)
         start(config, tmp_path)
     run, _ = start(config, tmp_path)
     assert_same_run(config, run, uninterrupted[0])
@@ -133,7 +136,7 @@ def test_a_run_killed_between_a_checkpoint_and_its_figures_writes_them(uninterru
 def test_a_finished_run_is_not_trained_again(uninterrupted, monkeypatch):
     run, final = uninterrupted
     before = run.history.read_bytes()
-    monkeypatch.setattr(train._Log, 'epoch', None)
+    monkeypatch.setattr(log.Log, 'epoch', None)
     assert start(make_config(), run.path)[1] == final
     assert run.history.read_bytes() == before
 
@@ -154,7 +157,7 @@ def test_the_clock_ends_training_evaluated_and_resumable(uninterrupted, tmp_path
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     config = make_config()
-    log_epoch = train._Log.epoch
+    log_epoch = log.Log.epoch
 
     def diverge(self, number, metrics):
         losses = np.array(metrics['loss'])
@@ -162,8 +165,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
             losses[3] = np.nan
         log_epoch(self, number, metrics | {'loss': losses})
 
-    monkeypatch.setattr(train._Log, 'epoch', diverge)
-    with pytest.raises(train.TrainingDiverged, match=r'nan at step 19 \(epoch 4\)'):
+    monkeypatch.setattr(log.Log, 'epoch', diverge)
+    with pytest.raises(log.TrainingDiverged, match=r'nan at step 19 \(epoch 4\)'):
         start(config, tmp_path)
     run = files.RunFolder(tmp_path)
     assert checkpoint.saved_epochs(run.checkpoints) == [2, 3]
@@ -172,8 +175,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
 
 def test_a_learning_rate_that_is_too_high_is_told_so(tmp_path):
-    with pytest.raises(train.TrainingDiverged, match='lower --config.learning_rate'):
+    with pytest.raises(log.TrainingDiverged, match=r'lower --config\.learning_rate'):
         start(make_config(learning_rate=1e25), tmp_path)
+
+
+def read_events(path):
+    """Returns tag -> step -> value of a TensorBoard file: records of length, checksum, event, checksum."""
+    content, values = path.read_bytes(), {}
+    while content:
+        (length,) = struct.unpack('Q', content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        for value in event.summary.value:
+            values.setdefault(value.tag, {})[event.step] = value.simple_value
+    return values
 
 
 def scores_at(run, name):
@@ -194,12 +209,16 @@ def test_the_validation_split_chooses_and_the_test_split_is_scored_once(tmp_path
     assert seen == ['validation'] * 3 + ['validation', 'test']
     validation = scores_at(run, 'validation/precision_at_10')
     assert final['epoch'] == max(validation, key=validation.get)
-    assert {epoch for epoch, score in scores_at(run, 'test/precision_at_10').items() if score is not None} == {final['epoch']}
+    assert {epoch for epoch, score in scores_at(run, 'test/precision_at_10').items() if score is not None} == {
+        final['epoch']
+    }
 
     # Whatever the test images are, the same checkpoint is chosen, of the same parameters.
     noise = make_splits(validation=True)
     rng = np.random.default_rng(9)
-    noise['test'] = data.Dataset('cifar10', rng.integers(0, 256, (30, 16, 16, 3), np.uint8), np.arange(30) % 3, NAMES, '')
+    noise['test'] = data.Dataset(
+        'cifar10', rng.integers(0, 256, (30, 16, 16, 3), np.uint8), np.arange(30) % 3, NAMES, ''
+    )
     other, other_final = start(config, tmp_path / 'other', noise)
     assert other_final['epoch'] == final['epoch']
     assert scores_at(other, 'validation/precision_at_10') == validation
@@ -228,7 +247,9 @@ def test_the_number_of_devices_changes_nothing_but_rounding(tmp_path, monkeypatc
     losses = []
     for devices in (8, 1):
         monkeypatch.setattr(
-            train.parallel, 'make_mesh', lambda _, devices=devices: jax.sharding.Mesh(jax.devices()[:devices], ('data',))
+            train.parallel,
+            'make_mesh',
+            lambda _, devices=devices: jax.sharding.Mesh(jax.devices()[:devices], ('data',)),
         )
         run, _ = start(config, tmp_path / str(devices))
         losses.append(run.read_history()[0]['loss'])
