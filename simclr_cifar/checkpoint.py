@@ -129,7 +129,7 @@ class Saver:
 
 
 def _require_space(directory: pathlib.Path, num_bytes: int) -> None:
-    """Raises OSError where so much cannot be written: Orbax would leave a traceback for each array of a save that fails."""
+    """Raises OSError where so much cannot be written: a save that fails in Orbax leaves a traceback for each array."""
     with tempfile.TemporaryFile(dir=directory) as probe:
         os.posix_fallocate(probe.fileno(), 0, num_bytes + 2**18)
 

@@ -172,11 +172,13 @@ def test_the_cache_is_used_and_rebuilt_when_it_does_not_match(data_dir, cache_di
     assert len(decoded) == 1
     assert isinstance(again.images, np.memmap)
     np.testing.assert_array_equal(first.images, again.images)
+    expected = np.array(first.images)
+    del first, again  # No file is mapped while it is cut off.
 
     (folder,) = cache_dir.iterdir()
     for spoilt in (b'', (folder / 'images.npy').read_bytes()[:-1]):
         (folder / 'images.npy').write_bytes(spoilt)
-        np.testing.assert_array_equal(data.load('cifar10', 'train', data_dir, cache_dir).images, first.images)
+        np.testing.assert_array_equal(data.load('cifar10', 'train', data_dir, cache_dir).images, expected)
     assert len(decoded) == 3
 
     # Another copy of the dataset, at the same place and of the same size.

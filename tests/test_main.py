@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -317,13 +316,10 @@ def test_a_full_disk_is_told_and_costs_nothing(first, finished, tmp_path):
 
 
 def test_a_checkpoint_that_does_not_fit_is_told_and_costs_nothing(tmp_path):
-    def limit_files():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
     workdir = tmp_path / 'run'
     flags = [*DIGITS, f'--workdir={workdir}']
-    assert_refused(run(*flags, preexec_fn=limit_files), 'the disk is full')
+    limited = ['bash', '-c', 'trap "" XFSZ; ulimit -f 100; exec "$@"', 'limited', *command(*flags)]
+    assert_refused(subprocess.run(limited, cwd=ROOT, capture_output=True, text=True), 'the disk is full')
     assert run(*flags).returncode == 0
 
 
