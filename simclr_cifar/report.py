@@ -177,7 +177,7 @@ def _confusion(title: str, counts: np.ndarray, class_names: list[str]) -> Figure
     axes.imshow(percent, cmap='Blues', vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(percent):
         text = f'{value:.1f}\n{counts[row, column]:,}' if counts[row, column] else '·'
-        axes.text(column, row, text, ha='center', va='center', fontsize=7, color='white' if value > 55 else '#1f2937')
+        axes.text(column, row, text, ha='center', va='center', fontsize=7, color='white' if value > 45 else '#1f2937')
     ticks = range(len(class_names))
     # A name is text: a dollar sign would start a formula.
     labels = [name.replace('$', r'\$') for name in class_names]

@@ -60,10 +60,10 @@ def small_cifar10(cifar10_server, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def isolated_environment(monkeypatch, tmp_path_factory, request):
     """No test reads or fills the person's own data and cache folders."""
+    monkeypatch.setenv('HOME', str(tmp_path_factory.getbasetemp() / 'home'))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.getbasetemp() / 'cache'))
     if 'cifar10_data_dir' not in request.fixturenames:
         monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
-        monkeypatch.setenv('HOME', str(tmp_path_factory.getbasetemp() / 'home'))
-        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.getbasetemp() / 'cache'))
 
 
 @pytest.fixture
