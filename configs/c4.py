@@ -13,6 +13,6 @@ from simclr_cifar import config as config_lib
 
 
 def get_config():
-   config = config_lib.defaults()
+    config = config_lib.defaults()
     config.num_classes = 4
     return config
