@@ -29,12 +29,11 @@ fi
 # shellcheck source=/dev/null
 source .venv/bin/activate
 
+files=(requirements.txt "$@")
 if nvidia-smi >/dev/null 2>&1; then
-  set -- requirements-cuda.txt "$@"
-else
-  set -- requirements.txt "$@"
+  files[0]=requirements-cuda.txt
 fi
-for file in "$@"; do
+for file in "${files[@]}"; do
   # Keyed by content: a changed requirement is installed, an unchanged one is not looked up again.
   stamp=.venv/.installed-$file-$(cat requirements.txt "$file" | cksum | cut -d ' ' -f 1)
   if [ ! -e "$stamp" ]; then
