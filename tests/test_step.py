@@ -37,12 +37,12 @@ def assert_close(tree, other, rtol=2e-4, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), tree, other)
 
 
-def first_step_by_hand(config):
-    """The first step's loss, accuracy and gradient on one device, without the step's code: plain grad of the mean."""
+def by_hand(config, number=0):
+    """A step's loss, accuracy and gradient at the initial parameters, on one device and without the step's code."""
     state = step.init_state(config, IMAGES.shape[1:])
     key = jax.random.fold_in(jax.random.key(config.seed), step._SAMPLING)
     groups = jnp.arange(config.groups_per_batch)
-    anchors, positives = sampling.pairs(key, jnp.int32(0), groups, INDEX)
+    anchors, positives = sampling.pairs(key, jnp.int32(number), groups, INDEX)
     encoder = models.make_encoder(config)
 
     def loss_and_accuracy(params):
@@ -61,7 +61,7 @@ def first_step_by_hand(config):
 def test_loss_and_gradient_are_those_of_the_global_batch(negatives, num_devices):
     config = small_config(negatives=negatives, batches_per_epoch=1)
     state, metrics = run_epoch(config, num_devices)
-    loss, accuracy, gradient = first_step_by_hand(config)
+    loss, accuracy, gradient = by_hand(config)
     np.testing.assert_allclose(metrics['loss'], [loss], rtol=1e-5)
     np.testing.assert_allclose(metrics['accuracy'], [accuracy], rtol=1e-6)
     # Adam's first moment after one step is a tenth of the gradient; the parameters would hide a wrong scale.
@@ -114,6 +114,13 @@ def test_steps_are_counted_and_metrics_are_per_step():
     assert len(set(metrics['loss'].tolist())) == 5
 
 
+def test_every_step_draws_its_own_pairs():
+    # Too small a learning rate to move the parameters: the steps differ by their pairs alone.
+    config = small_config(learning_rate=1e-30)
+    _, metrics = run_epoch(config, 2)
+    np.testing.assert_allclose(metrics['loss'], [by_hand(config, number)[0] for number in range(3)], rtol=1e-5)
+
+
 def test_an_epoch_in_two_halves_is_the_same_epoch():
     whole, _ = run_epoch(small_config(batches_per_epoch=4), 2)
     config = small_config(batches_per_epoch=2)
@@ -139,7 +146,7 @@ def test_adam_is_optax_s():
     config = small_config(batches_per_epoch=1)
     state, _ = run_epoch(config, 1)
     before = step.init_state(config, IMAGES.shape[1:])
-    *_, gradient = first_step_by_hand(config)
+    *_, gradient = by_hand(config)
     updates, _ = optax.adam(config.learning_rate).update(gradient, before.opt_state)
     moved = jax.tree.map(lambda after, before: after - before, state.params, before.params)
     # Where the gradient is nearly 0, Adam's first step is of its sign, which rounding decides.
