@@ -11,7 +11,8 @@ from simclr_cifar.config import InputError
 
 def make_state(embedding_dim=4, seed=0):
     config = config_lib.defaults()
-    config.update(channels=(4, 4), embedding_dim=embedding_dim, seed=seed)
+    # Large enough for arrays to be stored outside TensorStore's own, checksummed, nodes.
+    config.update(channels=(64, 64), embedding_dim=embedding_dim, seed=seed)
     return step.init_state(config, (8, 8, 3))
 
 

@@ -40,16 +40,32 @@ def test_the_convolution_and_its_gradients_equal_flax_s():
     params = theirs.init(jax.random.key(1), images)
     assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), images)) == jax.tree.map(jnp.shape, params)
 
-    def loss(module):
-        return jax.jit(
-            jax.value_and_grad(lambda params, images: jnp.sum(jnp.sin(module.apply(params, images))), (0, 1))
-        )
+    weights = jax.random.normal(jax.random.key(2), (2, 4, 4, 5))
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-        loss(ours)(params, images),
-        loss(theirs)(params, images),
-    )
+    def gradients(module):
+        loss = jax.value_and_grad(
+            lambda params, images: jnp.sum(weights * jnp.sin(module.apply(params, images))), (0, 1)
+        )
+        return jax.jit(loss)(params, images)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients(ours), gradients(theirs))
+
+
+def test_the_reference_encoder_equals_its_definition():
+    config = config_lib.defaults()
+    config.update(channels=(4, 6), embedding_dim=3)
+    encoder = models.make_encoder(config)
+    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
+    params = encoder.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))['params']
+    # Biases that are not zero.
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    hidden = images / 255
+    for layer in ('convolution_0', 'convolution_1'):
+        kernel, bias = (np.asarray(params[layer][name]) for name in ('kernel', 'bias'))
+        hidden = np.maximum(convolve_by_loops(hidden, kernel) + bias, 0)
+    outputs = hidden.mean(axis=(1, 2)) @ np.asarray(params['kernel']) + np.asarray(params['bias'])
+    expected = outputs / np.linalg.norm(outputs, axis=1, keepdims=True)
+    np.testing.assert_allclose(models.encode(encoder, params, images), expected, atol=1e-5)
 
 
 def test_the_reference_encoder_has_the_reference_s_parameters():
