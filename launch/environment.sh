@@ -1,11 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: makes .venv in the repository's root and activates it. Seconds when it is there.
-#
-#   source launch/environment.sh [requirements file ...]
+# Sourced by the scripts beside it. `enter_environment REQUIREMENTS_FILE ...` goes to the repository's root, makes
+# .venv there and activates it: a minute or two the first time, at once when nothing has changed.
 #
 # PYTHON names the interpreter to use; otherwise the first found that is 3.11 or newer.
-
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 find_python() {
   local candidate
@@ -19,26 +16,31 @@ find_python() {
   return 2
 }
 
-if [ ! -x .venv/bin/python ] || [ ! -e .venv/.made ]; then
-  python=$(find_python) || exit 2
-  echo "Making .venv with $("$python" --version)"
-  rm -rf .venv
-  "$python" -m venv .venv || exit 1
-  touch .venv/.made
-fi
-# shellcheck source=/dev/null
-source .venv/bin/activate
+enter_environment() {
+  local python file stamp
+  local files=("$@")
+  cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-files=(requirements.txt "$@")
-if nvidia-smi >/dev/null 2>&1; then
-  files[0]=requirements-cuda.txt
-fi
-for file in "${files[@]}"; do
-  # Keyed by content: a changed requirement is installed, an unchanged one is not looked up again.
-  stamp=.venv/.installed-$file-$(cat requirements.txt "$file" | cksum | cut -d ' ' -f 1)
-  if [ ! -e "$stamp" ]; then
-    echo "Installing $file"
-    python -m pip install --quiet --disable-pip-version-check -r "$file" || exit 1
-    touch "$stamp"
+  if [ ! -e .venv/.made ]; then
+    python=$(find_python) || exit 2
+    echo "Making .venv with $("$python" --version)"
+    rm -rf .venv
+    "$python" -m venv .venv || exit 1
+    touch .venv/.made
   fi
-done
+  # shellcheck source=/dev/null
+  source .venv/bin/activate
+
+  if nvidia-smi >/dev/null 2>&1; then # The first file's CUDA form.
+    files[0]=requirements-cuda.txt
+  fi
+  for file in "${files[@]}"; do
+    # Keyed by content: a changed requirement is installed, an unchanged one is not looked up again.
+    stamp=.venv/.installed-$file-$(cat requirements.txt "$file" | cksum | cut -d ' ' -f 1)
+    if [ ! -e "$stamp" ]; then
+      echo "Installing $file"
+      python -m pip install --quiet --disable-pip-version-check -r "$file" || exit 1
+      touch "$stamp"
+    fi
+  done
+}

@@ -9,6 +9,7 @@
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+enter_environment requirements.txt
 
 flags=("$@")
 case " $*" in

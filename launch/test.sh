@@ -6,6 +6,7 @@
 # Where TFDS_DATA_DIR holds CIFAR-10, the tests on it run too.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements-test.txt
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+enter_environment requirements.txt requirements-test.txt
 
 exec python -m pytest --numprocesses=2 "$@"
