@@ -1,6 +1,7 @@
 """Checkpoints of the training state. The only module that knows Orbax."""
 
 import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -136,6 +137,8 @@ def _require_space(directory: pathlib.Path, num_bytes: int) -> None:
 
 def _read_through(path: pathlib.Path) -> None:
     """Raises where a part cannot be read: Orbax would read all at once and leave a traceback for each that fails."""
+    for name in ('_CHECKPOINT_METADATA', 'state/_METADATA'):
+        json.loads((path / name).read_text())
     store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': f'file://{path.absolute()}/state/'}).result()
     keys = store.list().result()
     if not keys:
