@@ -144,7 +144,8 @@ def _read_through(path: pathlib.Path) -> None:
     if not keys:
         raise FileNotFoundError(path)
     for key in keys:
-        store.read(key).result()
+        if not store.read(key).result().value:  # What an absent file held reads as nothing.
+            raise FileNotFoundError(key)
 
 
 def _shapes(tree: dict) -> dict[str, str]:
