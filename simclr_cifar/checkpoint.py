@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import flax.serialization
 import flax.traverse_util
@@ -62,25 +63,39 @@ def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState
     return flax.serialization.from_state_dict(like, saved)
 
 
-def restore_latest(directory: pathlib.Path, like: TrainState) -> tuple[int, TrainState]:
-    """Returns the newest intact checkpoint's epoch and state; (0, like) where there is none.
+def restore_latest(directories: Sequence[pathlib.Path], likes: Sequence[TrainState]) -> tuple[int, list[TrainState]]:
+    """Returns the newest epoch that is intact in every directory, and its states; (0, likes) where there is none.
 
-    Damaged ones on the way are reported and moved to a folder beside, so that their epochs can be saved again.
+    Damaged checkpoints on the way are reported and moved to a folder beside, so that their epochs can be saved again.
+
+    Args:
+      directories: of runs that are trained together.
+      likes: a state of each run's config.
 
     Raises:
       InputError: a checkpoint of another architecture.
     """
-    for epoch in reversed(saved_epochs(directory)):
-        try:
-            return epoch, restore(directory, epoch, like)
-        except CheckpointDamaged as error:
-            aside = directory.with_name('checkpoints-damaged') / str(epoch)
-            while aside.exists():
-                aside = aside.with_name(f'{aside.name}-again')
-            aside.parent.mkdir(exist_ok=True)
-            (directory / str(epoch)).rename(aside)
-            print(f'{error}. Moved to {aside}; going on from the one before.', flush=True)
-    return 0, like
+    common = set.intersection(*(set(saved_epochs(directory)) for directory in directories))
+    for epoch in sorted(common, reverse=True):
+        states = []
+        for directory, like in zip(directories, likes, strict=True):
+            try:
+                states.append(restore(directory, epoch, like))
+            except CheckpointDamaged as error:
+                aside = _move_aside(directory, epoch)
+                print(f'{error}. Moved to {aside}; going on from the one before.', flush=True)
+        if len(states) == len(directories):
+            return epoch, states
+    return 0, list(likes)
+
+
+def _move_aside(directory: pathlib.Path, epoch: int) -> pathlib.Path:
+    aside = directory.with_name('checkpoints-damaged') / str(epoch)
+    while aside.exists():
+        aside = aside.with_name(f'{aside.name}-again')
+    aside.parent.mkdir(exist_ok=True)
+    (directory / str(epoch)).rename(aside)
+    return aside
 
 
 class Saver:

@@ -21,6 +21,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.classes = ''  # comma-separated names, relabelled in that order; '' leaves it to num_classes
     config.num_classes = 0  # the first so many classes of the dataset; 0: all
     config.validation_fraction = 0.0  # of each class's training images; above 0 it chooses the checkpoint
+    config.split_seed = 0  # draws the validation images; apart from seed, so that seeds are compared on the same ones
 
     # Batches: a batch is groups_per_batch groups of one (anchor, positive) pair per class.
     config.groups_per_batch = 1
@@ -51,6 +52,15 @@ def defaults() -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def study_defaults() -> ml_collections.ConfigDict:
+    """Returns the reference study's configuration, locked: the fields of its runs, and which runs there are."""
+    config = defaults().unlock()
+    config.validation_fraction = 0.1
+    config.subsets = (4, 7, 10)  # of the classes, each as num_classes or as classes gives it
+    config.num_seeds = 3  # seed, seed + 1, ..., trained together
+    return config.lock()
+
+
 # These change neither the parameters nor the figures of a run, so a run may go on with others.
 OPERATIONAL = ('max_seconds', 'checkpoint_every_epochs', 'checkpoints_to_keep')
 
@@ -58,6 +68,8 @@ _ABOVE_ZERO = math.ulp(0.0)
 _LIMITS = {  # field: lowest and highest value; a tuple's elements each
     'num_classes': (0, 2**31 - 1),
     'validation_fraction': (0.0, 0.9),
+    'split_seed': (0, 2**31 - 1),
+    'num_seeds': (1, 2**16),
     'groups_per_batch': (1, 2**31 - 1),
     'batches_per_epoch': (1, 2**31 - 1),
     'num_epochs': (1, 2**31 - 1),
@@ -75,12 +87,12 @@ _LIMITS = {  # field: lowest and highest value; a tuple's elements each
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks every field's presence, type and limits.
+    """Checks every field's presence, type and limits, of a run or, where it has subsets, of a study.
 
     Raises:
       InputError: naming the field as a flag, its value and what it may be.
     """
-    fields = defaults()
+    fields = study_defaults() if 'subsets' in config else defaults()
     for name in config:
         if name not in fields:
             raise InputError(unknown_field(name))
@@ -94,6 +106,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         elements = value if isinstance(value, tuple) else (value,)
         if name == 'channels' and not value:
             raise InputError('--config.channels=(): the encoder needs at least one convolution')
+        if name == 'subsets':
+            _validate_subsets(value)
+            continue
         for element in elements:
             if isinstance(value, tuple) and type(element) is not int:
                 raise InputError(f'--config.{name}={value!r}: must hold whole numbers only')
@@ -105,12 +120,49 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(f"--config.negatives={config.negatives}: must be 'group' or 'batch'")
     if config.batches_per_epoch * config.num_epochs > 2**31 - 1:
         raise InputError('--config.num_epochs: num_epochs x batches_per_epoch must stay below 2**31')
+    if 'subsets' in config:
+        _validate_study(config)
+
+
+def _validate_subsets(subsets: tuple) -> None:
+    if not subsets:
+        raise InputError('--config.subsets=(): a study needs at least one subset of the classes, as (4, 7, 10)')
+    for subset in subsets:
+        if type(subset) not in (int, str) or not subset:
+            raise InputError(
+                f"--config.subsets={subsets!r}: each must be a number of classes or their names, as (4, 'truck,cat')"
+            )
+
+
+def _validate_study(config: ml_collections.ConfigDict) -> None:
+    if not config.validation_fraction:
+        raise InputError(
+            '--config.validation_fraction=0.0: a study chooses checkpoints on validation images; make it 0.1'
+        )
+    beyond = [epoch for epoch in config.milestones if epoch > config.num_epochs]
+    if beyond:
+        raise InputError(
+            f'--config.milestones={config.milestones!r}: {beyond[0]} is beyond num_epochs, {config.num_epochs}; '
+            'leave it out, or raise --config.num_epochs'
+        )
+    if config.classes or config.num_classes:
+        raise InputError('--classes, --num_classes: a study takes its classes from --config.subsets')
+
+
+def study_run(config: ml_collections.ConfigDict, subset: int | str, seed: int) -> ml_collections.ConfigDict:
+    """Returns the config of one run of a study, locked."""
+    run = defaults().unlock()
+    run.update({name: config[name] for name in run})
+    run.update(classes=subset if isinstance(subset, str) else '', seed=seed)
+    run.num_classes = subset if isinstance(subset, int) else 0
+    return run.lock()
 
 
 def unknown_field(name: str) -> str:
     """Returns the line that says a config has no such field, and which ones come close."""
-    close = difflib.get_close_matches(name, defaults())
-    hint = f'did you mean {" or ".join(close)}?' if close else f'the fields are {", ".join(defaults())}'
+    fields = list(study_defaults())
+    close = difflib.get_close_matches(name, fields)
+    hint = f'did you mean {" or ".join(close)}?' if close else f'the fields are {", ".join(fields)}'
     return f'--config.{name}: no such field; {hint}'
 
 

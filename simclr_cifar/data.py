@@ -80,14 +80,18 @@ def select(dataset: Dataset, classes: str = '', num_classes: int = 0) -> Dataset
     if len(chosen) < 2:
         flag = f'--classes={classes}' if classes else f'--num_classes={num_classes}'
         raise InputError(f'{flag}: contrasting needs at least 2 classes')
-    relabelled = np.full(len(known), -1, np.int32)
-    for label, name in enumerate(chosen):
-        relabelled[known.index(name)] = label
+    return _only(dataset, chosen)
+
+
+def _only(dataset: Dataset, class_names: list[str]) -> Dataset:
+    relabelled = np.full(len(dataset.class_names), -1, np.int32)
+    for label, name in enumerate(class_names):
+        relabelled[dataset.class_names.index(name)] = label
     labels = relabelled[dataset.labels]
     kept = np.flatnonzero(labels >= 0)
     # Indexing would copy a memory map of the whole dataset for nothing.
     images = dataset.images if len(kept) == len(labels) else dataset.images[kept]
-    return dataclasses.replace(dataset, images=images, labels=labels[kept], class_names=tuple(chosen))
+    return dataclasses.replace(dataset, images=images, labels=labels[kept], class_names=tuple(class_names))
 
 
 def carve(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -96,12 +100,22 @@ def carve(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     Returns:
       (the rest, the part carved off), each in the dataset's order.
     """
+    counts = np.round(fraction * np.bincount(dataset.labels, minlength=len(dataset.class_names))).astype(int)
+    drawn = _draw(dataset, counts, seed)
+    return dataset.take(np.flatnonzero(~drawn)), dataset.take(np.flatnonzero(drawn))
+
+
+def sample(dataset: Dataset, counts: np.ndarray, seed: int) -> Dataset:
+    """Returns so many images of each class, int [C], drawn without replacement and fixed by the seed."""
+    return dataset.take(np.flatnonzero(_draw(dataset, counts, seed)))
+
+
+def _draw(dataset: Dataset, counts: np.ndarray, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(dataset.labels), bool)
-    for label in range(len(dataset.class_names)):
-        members = np.flatnonzero(dataset.labels == label)
-        held_out[rng.permutation(members)[: round(fraction * len(members))]] = True
-    return dataset.take(np.flatnonzero(~held_out)), dataset.take(np.flatnonzero(held_out))
+    drawn = np.zeros(len(dataset.labels), bool)
+    for label, count in enumerate(counts):
+        drawn[rng.permutation(np.flatnonzero(dataset.labels == label))[:count]] = True
+    return drawn
 
 
 def require_pairs(dataset: Dataset, split: str) -> None:
@@ -123,17 +137,25 @@ def require_pairs(dataset: Dataset, split: str) -> None:
 def load_splits(
     config: ml_collections.ConfigDict, data_dir: str | None = None, cache_dir: str | None = None
 ) -> dict[str, Dataset]:
-    """Returns the splits that a config asks for: 'train', 'test' and, with a validation_fraction, 'validation'.
+    """Returns the splits that a config asks for.
+
+    They are 'train' and 'test'; with a validation_fraction 'validation', carved from the whole dataset's training
+    images, so that a class's are the same in every subset, and 'train_sample', as many training images of each class;
+    and, where classes are left out, 'unseen', their test images.
 
     Raises:
       InputError: as `load`, `select` and `require_pairs`.
     """
-    splits = {
-        split: select(load(config.dataset, split, data_dir, cache_dir), config.classes, config.num_classes)
-        for split in ('train', 'test')
-    }
+    whole = {split: load(config.dataset, split, data_dir, cache_dir) for split in ('train', 'test')}
     if config.validation_fraction:
-        splits['train'], splits['validation'] = carve(splits['train'], config.validation_fraction, config.seed)
+        whole['train'], whole['validation'] = carve(whole['train'], config.validation_fraction, config.split_seed)
+    splits = {split: select(dataset, config.classes, config.num_classes) for split, dataset in whole.items()}
     for split, dataset in splits.items():
         require_pairs(dataset, split)
+    if config.validation_fraction:
+        counts = np.minimum(*(np.bincount(splits[split].labels) for split in ('train', 'validation')))
+        splits['train_sample'] = sample(splits['train'], counts, config.split_seed)
+    unseen = [name for name in whole['test'].class_names if name not in splits['test'].class_names]
+    if unseen:
+        splits['unseen'] = _only(whole['test'], unseen)
     return splits

@@ -1,21 +1,26 @@
-"""From parameters and datasets to figures, confusion matrices and a gallery, and their files."""
+"""From parameters and datasets to figures, confusion matrices and pictures, and their files."""
 
 import csv
 import dataclasses
 import io
 from collections.abc import Callable, Iterable
 
+import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from simclr_cifar import metrics, neighbours, parallel, step
 from simclr_cifar.data import Dataset
-from simclr_cifar.files import RunFolder, write, write_json
+from simclr_cifar.files import RunFolder, write, write_arrays, write_json
 
-GALLERY_NEIGHBOURS = 10
-# Of each class: the worst queries, one of the middle and the best.
+NEAREST = 10
+# A picture matches nothing where its NEAREST-th training image is less similar than this share of validation images'.
+_FALSE_ALARMS = 0.05
+# Queries of each class in the gallery: the worst, one of the middle and the best.
 _GALLERY_WORST = 3
+_PAIRS_OF_CELL = 3
+_PROJECTED = 600
 
 
 @dataclasses.dataclass
@@ -24,105 +29,227 @@ class Evaluation:
 
     Attributes:
       figures: '<split>/<metric>' to its value.
-      confusions: (split, kind) to int64 [C, C]; a row is a query's class, a column the class of its 10 nearest images
-        of the same split (kind 'neighbours') or of the vote of its 200 nearest training images (kind 'knn').
-      gallery: arrays of queries and their nearest images, of the last split; see `_gallery`.
+      confusions: (split, kind) to int64 [C, C]; a row is a query's class, a column the class of its NEAREST images of
+        the same split (kind 'neighbours') or of the vote of its 200 nearest training images (kind 'knn').
+      queries: split to the figures of each of its N images, name to float [N], and their 'label', int32 [N].
+      pictures: arrays of the test split's images worth a look; see `_pictures`.
     """
 
-    figures: dict[str, float]
-    confusions: dict[tuple[str, str], np.ndarray]
-    gallery: dict[str, np.ndarray]
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    confusions: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
+    queries: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str, Dataset]) -> Callable:
-    """Returns (params, split names) -> Evaluation, on every image of the splits named.
+    """Returns (params, names of splits) -> Evaluation, on every image of the splits named.
+
+    'train' stands for the sample of training images that is as large as the validation split, so that the two compare;
+    'test' brings the figures of the classes never seen, where there are any.
 
     Args:
       config: the run's.
       mesh: where the encoder runs.
-      splits: 'train', whose images are the gallery of the kNN vote, and those to be evaluated.
+      splits: as `data.load_splits` returns them.
     """
     encode = step.compile_encode(config, mesh)
 
     def evaluate(params, names: Iterable[str]) -> Evaluation:
         params = parallel.replicate(params, mesh)
+        embedded = {}
 
-        def embed(dataset):
-            return parallel.in_padded_batches(
-                lambda images: encode(params, images), dataset.images, config.eval_batch_size, mesh
-            )
+        def embed(split):
+            if split not in embedded:
+                embedded[split] = parallel.in_padded_batches(
+                    lambda images: encode(params, images), splits[split].images, config.eval_batch_size, mesh
+                )
+            return embedded[split]
 
-        gallery = embed(splits['train'])
-        result = Evaluation({}, {}, {})
+        evaluation = Evaluation()
         for name in names:
-            _evaluate_split(name, splits[name], embed(splits[name]), splits['train'], gallery, result)
-        return result
+            if name == 'train':
+                sample = splits['train_sample']
+                figures, queries, _, _ = _retrieval(embed('train_sample'), sample.labels, config.temperature)
+                _record(evaluation, name, figures, queries, sample.labels)
+            else:
+                _evaluate_split(evaluation, name, splits, embed, config.temperature)
+        if 'test' in names and 'unseen' in splits:
+            evaluation.figures |= _unseen(splits, embed)
+        return evaluation
 
     return evaluate
 
 
-def _evaluate_split(
-    name: str, dataset: Dataset, embeddings: np.ndarray, train: Dataset, gallery: np.ndarray, result: Evaluation
-) -> None:
-    """Adds the figures, confusion matrices and gallery of one split to the result."""
-    labels, num_classes = dataset.labels, len(dataset.class_names)
+def _record(evaluation: Evaluation, name: str, figures: dict, queries: dict, labels: np.ndarray) -> None:
+    evaluation.figures |= {f'{name}/{metric}': value for metric, value in figures.items()}
+    evaluation.queries[name] = queries | {'label': labels}
+
+
+def _retrieval(embeddings: np.ndarray, labels: np.ndarray, temperature: float):
+    """Returns (figures, figures of each image, similarities, indices) of images among each other."""
     relevant = metrics.relevant_counts(labels, labels, leave_one_out=True)
     depth = min(metrics.retrieval_depth(relevant), len(labels) - 1)
     similarities, indices = neighbours.top_k(embeddings, None, depth)
-    figures = metrics.from_neighbours(labels[indices], labels, relevant)
+    queries = metrics.from_neighbours(labels[indices], labels, relevant)
+    figures = {name: metrics.mean(values) for name, values in queries.items()}
+    queries['pair_accuracy'] = metrics.pair_accuracy(embeddings, labels)
+    figures['pair_accuracy'] = metrics.class_mean(queries['pair_accuracy'], labels)
+    figures['pair_loss'] = metrics.pair_loss(embeddings, labels, temperature)
+    return figures, queries, similarities, indices
 
-    _, train_indices = neighbours.top_k(embeddings, gallery, min(metrics.KNN_K, len(gallery)))
+
+def _evaluate_split(
+    evaluation: Evaluation, name: str, splits: dict[str, Dataset], embed: Callable, temperature: float
+) -> None:
+    """Adds all that one split gives to the evaluation."""
+    dataset, train, embeddings = splits[name], splits['train'], embed(name)
+    labels, num_classes = dataset.labels, len(dataset.class_names)
+    figures, queries, similarities, indices = _retrieval(embeddings, labels, temperature)
+
+    k = min(metrics.KNN_K, len(train.labels))
+    _, train_indices = neighbours.top_k(embeddings, embed('train'), k)
     votes = metrics.knn_vote(train.labels[train_indices], num_classes)
-    figures[f'knn_accuracy_k{metrics.KNN_K}'] = float(np.mean(votes == labels))
-    figures['pair_accuracy'] = metrics.pair_accuracy(embeddings, labels)
+    probed = metrics.linear_probe(embed('train'), train.labels, embeddings, num_classes)
+    for metric, predicted in ((f'knn_accuracy_k{metrics.KNN_K}', votes), ('linear_probe_accuracy', probed)):
+        queries[metric] = (predicted == labels).astype(np.float32)
+        figures[metric] = float(np.mean(predicted == labels))
+    figures |= metrics.clustering(embeddings, labels, num_classes)
+    figures['alignment'] = metrics.alignment(embeddings, labels)
+    figures['uniformity'] = metrics.uniformity(embeddings)
+    figures['effective_rank'] = metrics.effective_rank(embeddings)
 
-    result.figures |= {f'{name}/{metric}': value for metric, value in figures.items()}
-    nearest = indices[:, :GALLERY_NEIGHBOURS]
-    result.confusions[name, 'neighbours'] = metrics.confusion(labels, labels[nearest], num_classes)
-    result.confusions[name, 'knn'] = metrics.confusion(labels, votes, num_classes)
-    result.gallery = _gallery(name, dataset, nearest, similarities[:, :GALLERY_NEIGHBOURS])
+    _record(evaluation, name, figures, queries, labels)
+    nearest, similarities = indices[:, :NEAREST], similarities[:, :NEAREST]
+    evaluation.confusions[name, 'neighbours'] = metrics.confusion(labels, labels[nearest], num_classes)
+    evaluation.confusions[name, 'knn'] = metrics.confusion(labels, votes, num_classes)
+    if name == 'test':
+        evaluation.pictures = _pictures(dataset, embeddings, nearest, similarities, votes)
 
 
-def _gallery(name: str, dataset: Dataset, nearest: np.ndarray, similarities: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns some queries of every class, those with the fewest right neighbours first.
+def _unseen(splits: dict[str, Dataset], embed: Callable) -> dict[str, float]:
+    """Returns the figures of the classes that training never saw, on test images.
 
-    The arrays are split (its name), query and neighbours (indices within the split, [Q] and [Q, k]), query_label and
-    neighbour_labels, similarities [Q, k], query_image and neighbour_images (uint8, [Q, ...] and [Q, k, ...]).
+    'unseen/' is retrieval among the images of unseen classes (where there are two or more), 'all/' among all test
+    images. 'no_match/' tells unseen from seen by the similarity to the NEAREST-th training image, the deep
+    nearest-neighbour score (Sun et al., 2022): auroc; and, where validation images set the threshold so that
+    _FALSE_ALARMS of them fall below it, precision (the share of unseen images among test images below) and recall
+    (the share of unseen images that are below).
     """
-    right = np.sum(dataset.labels[nearest] == dataset.labels[:, None], axis=1)
+    seen, unseen = splits['test'], splits['unseen']
+    groups = {}
+    if len(unseen.class_names) > 1:
+        groups['unseen'] = embed('unseen'), unseen.labels
+    groups['all'] = (
+        np.concatenate([embed('test'), embed('unseen')]),
+        np.concatenate([seen.labels, unseen.labels + len(seen.class_names)]),
+    )
+    figures = {}
+    for name, (embeddings, labels) in groups.items():
+        relevant = metrics.relevant_counts(labels, labels, leave_one_out=True)
+        depth = min(metrics.retrieval_depth(relevant), len(labels) - 1)
+        _, indices = neighbours.top_k(embeddings, None, depth)
+        queries = metrics.from_neighbours(labels[indices], labels, relevant)
+        figures |= {f'{name}/{metric}': metrics.mean(values) for metric, values in queries.items()}
+
+    def score(split):
+        k = min(NEAREST, len(splits['train'].labels))
+        return neighbours.top_k(embed(split), embed('train'), k)[0][:, -1]
+
+    figures['no_match/auroc'] = metrics.auroc(-score('unseen'), -score('test'))
+    if 'validation' in splits:
+        threshold = np.quantile(score('validation'), _FALSE_ALARMS)
+        below = {split: score(split) < threshold for split in ('test', 'unseen')}
+        figures['no_match/threshold'] = float(threshold)
+        alarms = np.sum(below['test']) + np.sum(below['unseen'])
+        figures['no_match/precision'] = float(np.sum(below['unseen']) / alarms) if alarms else float('nan')
+        figures['no_match/recall'] = float(np.mean(below['unseen']))
+    return figures
+
+
+def _pictures(
+    dataset: Dataset, embeddings: np.ndarray, nearest: np.ndarray, similarities: np.ndarray, votes: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns images worth a look, each once, and what to look at them for.
+
+    Positions are those in image_index, int [M], the images' indices within the split; with it come image_label, int [M]
+    and images, uint8 [M, H, W, C]. gallery_query [Q], gallery_neighbours [Q, k] and gallery_similarities [Q, k] are
+    some queries of every class, those with the fewest right neighbours first. cell_query, cell_neighbour and
+    cell_similarity [P] are pairs behind the cells of the 'neighbours' confusion matrix, the most similar first.
+    projection_picture [T], projection_embedding float32 [T, D] and projection_vote [T] are a sample to be drawn.
+    """
+    labels = dataset.labels
+    right = np.sum(labels[nearest] == labels[:, None], axis=1)
     chosen = []
     for label in range(len(dataset.class_names)):
-        members = np.flatnonzero(dataset.labels == label)
+        members = np.flatnonzero(labels == label)
         # Among equally bad queries, those most certain of their wrong neighbours.
         ranked = members[np.lexsort((members, -similarities[members, 0], right[members]))]
         positions = {*range(_GALLERY_WORST), len(ranked) // 2, len(ranked) - 1}
         chosen += [ranked[position] for position in sorted(positions) if position < len(ranked)]
     query = np.array(sorted(chosen, key=lambda index: (right[index], index)))
+    cell_query, cell_neighbour, cell_similarity = _cell_pairs(dataset, nearest, similarities)
+    sampled = np.random.default_rng(0).permutation(len(labels))[:_PROJECTED]
+
+    index, position = np.unique(
+        np.concatenate([query, nearest[query].ravel(), cell_query, cell_neighbour, sampled]), return_inverse=True
+    )
+    bounds = np.cumsum([len(query), nearest[query].size, len(cell_query), len(cell_neighbour)])
+    gallery_query, gallery_neighbours, cell_query, cell_neighbour, sampled_position = np.split(position, bounds)
     return {
-        'split': np.array(name),
-        'query': query,
-        'neighbours': nearest[query],
-        'query_label': dataset.labels[query],
-        'neighbour_labels': dataset.labels[nearest[query]],
-        'similarities': similarities[query],
-        'query_image': dataset.images[query],
-        'neighbour_images': dataset.images[nearest[query]],
+        'image_index': index,
+        'image_label': labels[index],
+        'images': dataset.images[index],
+        'gallery_query': gallery_query,
+        'gallery_neighbours': gallery_neighbours.reshape(len(query), -1),
+        'gallery_similarities': similarities[query],
+        'cell_query': cell_query,
+        'cell_neighbour': cell_neighbour,
+        'cell_similarity': cell_similarity,
+        'projection_picture': sampled_position,
+        'projection_embedding': embeddings[sampled],
+        'projection_vote': votes[sampled],
     }
 
 
+def _cell_pairs(dataset: Dataset, nearest: np.ndarray, similarities: np.ndarray):
+    """Returns (query [P], neighbour [P], similarity [P]): of every cell its most similar pairs, each query once."""
+    query = np.repeat(np.arange(len(nearest)), nearest.shape[1])
+    neighbour, similarity = nearest.ravel(), similarities.ravel()
+    cell = dataset.labels[query].astype(np.int64) * len(dataset.class_names) + dataset.labels[neighbour]
+    # Of a query's neighbours in a cell the first, which is the most similar.
+    _, first = np.unique(cell * len(nearest) + query, return_index=True)
+    order = first[np.lexsort((first, -similarity[first], cell[first]))]
+    starts = np.searchsorted(cell[order], cell[order])
+    kept = order[np.arange(len(order)) - starts < _PAIRS_OF_CELL]
+    return query[kept], neighbour[kept], similarity[kept]
+
+
 def save(run: RunFolder, epoch: int, evaluation: Evaluation, class_names: tuple[str, ...]) -> None:
-    """Writes eval/<epoch>/: confusion.csv, gallery.npz and, last, metrics.json, which marks the whole as finished."""
+    """Adds an evaluation to eval/<epoch>/, beside those of other splits.
+
+    Writes <split>.npz, confusion.csv, pictures.npz where there are pictures and, last, metrics.json, whose figures mark
+    a split as finished.
+    """
     folder = run.evaluation(epoch)
+    finished = folder / 'metrics.json'
+    figures, confusions = {}, {}
+    if finished.exists():
+        figures, confusions = run.read_json(finished), run.read_confusions(epoch)
     table = io.StringIO()
     rows = csv.writer(table, lineterminator='\n')
     rows.writerow(('split', 'kind', 'class', 'other_class', 'count', 'row_percent'))
-    for (split, kind), matrix in evaluation.confusions.items():
+    for (split, kind), matrix in (confusions | evaluation.confusions).items():
         percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         for row, name in enumerate(class_names):
             for column, other in enumerate(class_names):
                 rows.writerow((split, kind, name, other, matrix[row, column], f'{percent[row, column]:.4f}'))
+    for split, queries in evaluation.queries.items():
+        write_arrays(folder / f'{split}.npz', jax.tree.map(_compact, queries))
     write(folder / 'confusion.csv', table.getvalue())
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **evaluation.gallery)
-    write(folder / 'gallery.npz', packed.getvalue())
-    write_json(folder / 'metrics.json', evaluation.figures)
+    if evaluation.pictures:
+        write_arrays(folder / 'pictures.npz', evaluation.pictures)
+    write_json(finished, figures | evaluation.figures)
+
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32) if values.dtype == np.float64 else values

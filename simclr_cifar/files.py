@@ -3,11 +3,16 @@
 import contextlib
 import csv
 import fcntl
+import io
 import json
+import math
 import os
 import pathlib
 import subprocess
 import tempfile
+import zipfile
+
+import numpy as np
 
 from simclr_cifar.config import InputError
 
@@ -35,32 +40,17 @@ def write_json(path: pathlib.Path, content) -> None:
     write(path, json.dumps(content, indent=2) + '\n')
 
 
-class RunFolder:
-    """The folder of one run.
+class Folder:
+    """The folder of a run or a study.
 
     Attributes:
       path: the folder.
-      config, history, metrics, report: its files, of these names.
-      checkpoints, figures, tensorboard: its folders.
+      config: its config.json.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.config = self.path / 'config.json'
-        self.history = self.path / 'history.csv'
-        self.metrics = self.path / 'metrics.json'
-        self.report = self.path / 'report.html'
-        self.checkpoints = self.path / 'checkpoints'
-        self.figures = self.path / 'figures'
-        self.tensorboard = self.path / 'tensorboard'
-
-    def evaluation(self, epoch: int) -> pathlib.Path:
-        """Returns the folder of an epoch's evaluation."""
-        return self.path / 'eval' / str(epoch)
-
-    def evaluated_epochs(self) -> list[int]:
-        """Returns the epochs with a finished evaluation, ascending."""
-        return sorted(int(path.parent.name) for path in self.path.glob('eval/*/metrics.json'))
 
     def read_json(self, path: pathlib.Path) -> dict:
         """Returns what one of the run's JSON files holds.
@@ -101,6 +91,66 @@ class RunFolder:
             lock.flush()
             yield
 
+
+class RunFolder(Folder):
+    """The folder of one run.
+
+    Attributes:
+      history, metrics, report: its files, of these names.
+      checkpoints, figures, tensorboard: its folders.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(path)
+        self.history = self.path / 'history.csv'
+        self.metrics = self.path / 'metrics.json'
+        self.report = self.path / 'report.html'
+        self.checkpoints = self.path / 'checkpoints'
+        self.figures = self.path / 'figures'
+        self.tensorboard = self.path / 'tensorboard'
+
+    def evaluation(self, epoch: int) -> pathlib.Path:
+        """Returns the folder of an epoch's evaluation."""
+        return self.path / 'eval' / str(epoch)
+
+    def evaluations(self) -> dict[int, dict[str, float]]:
+        """Returns the figures of every evaluated epoch, ascending."""
+        epochs = sorted(int(path.parent.name) for path in self.path.glob('eval/*/metrics.json'))
+        return {epoch: self.read_json(self.evaluation(epoch) / 'metrics.json') for epoch in epochs}
+
+    def evaluated_epochs(self, split: str) -> list[int]:
+        """Returns the epochs with a finished evaluation of a split, ascending."""
+        return [
+            epoch
+            for epoch, figures in self.evaluations().items()
+            if any(name.startswith(f'{split}/') for name in figures)
+        ]
+
+    def read_arrays(self, epoch: int, name: str) -> dict[str, np.ndarray]:
+        """Returns the arrays of an evaluation's .npz file: a split's name, or 'pictures'.
+
+        Raises:
+          InputError: it is missing or unreadable.
+        """
+        path = self.evaluation(epoch) / f'{name}.npz'
+        try:
+            with np.load(path, allow_pickle=False) as packed:
+                return dict(packed)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f'--workdir={self.path}: {path.relative_to(self.path)} is missing or unreadable; '
+                f'evaluate again with --mode=eval --checkpoint={epoch}'
+            ) from error
+
+    def read_confusions(self, epoch: int) -> dict[tuple[str, str], np.ndarray]:
+        """Returns an epoch's confusion matrices: (split, kind) to int [C, C]."""
+        with (self.evaluation(epoch) / 'confusion.csv').open(newline='') as file:
+            rows = list(csv.DictReader(file))
+        counts = {}
+        for row in rows:
+            counts.setdefault((row['split'], row['kind']), []).append(int(row['count']))
+        return {key: np.reshape(values, (math.isqrt(len(values)),) * 2) for key, values in counts.items()}
+
     def read_history(self) -> list[dict[str, float]]:
         """Returns the rows of history.csv, ascending by epoch; a line that a killed process left unfinished is none."""
         if not self.history.exists():
@@ -122,6 +172,35 @@ class RunFolder:
         """Adds a row with HISTORY_FIELDS to history.csv."""
         with self.history.open('a') as file:
             file.write(','.join(repr(row[name]) for name in HISTORY_FIELDS) + '\n')
+
+
+class StudyFolder(Folder):
+    """The folder of a study: a folder of runs for every subset of the classes.
+
+    Attributes:
+      page, table, text: study.html, study.csv and study.md.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(path)
+        self.page = self.path / 'study.html'
+        self.table = self.path / 'study.csv'
+        self.text = self.path / 'study.md'
+
+    def run(self, subset: str, seed: int) -> RunFolder:
+        """Returns the folder of one run."""
+        return RunFolder(self.path / subset / f'seed_{seed}')
+
+    def duplicates(self, subset: str) -> pathlib.Path:
+        """Returns the .npz file of a subset's near-duplicates."""
+        return self.path / subset / 'duplicates.npz'
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a compressed .npz file, as `write`."""
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    write(path, packed.getvalue())
 
 
 def git_commit() -> str:

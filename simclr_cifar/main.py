@@ -2,6 +2,7 @@
 
 python -m simclr_cifar.main --config=configs/c10.py
 python -m simclr_cifar.main --mode=eval --workdir=runs/c10-1a2b3c4d
+python -m simclr_cifar.main --mode=study --config=configs/study.py
 """
 
 import errno
@@ -24,10 +25,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'eval', 'prepare'],
+    ['train', 'eval', 'study', 'prepare'],
     'train: train, evaluate and report, going on where the workdir was left. eval: evaluate a checkpoint of --workdir '
-    'and report. prepare: only make sure that the data is there, downloading it where needed; exit status 3 where it '
-    'cannot be had.',
+    'and report. study: train every subset and seed of a study and compare them, going on likewise. prepare: only make '
+    'sure that the data is there, downloading it where needed; exit status 3 where it cannot be had.',
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; default: runs/<config name>-<fingerprint>.")
 _CHECKPOINT = flags.DEFINE_integer(
@@ -50,13 +51,7 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise InputError(f'{argv[1]}: flags only, as --name=value')
-        if _MODE.value == 'eval':
-            _evaluate()
-        elif _MODE.value == 'prepare':
-            return _prepare()
-        else:
-            return _train()
-        return 0
+        return {'train': _train, 'eval': _evaluate, 'study': _study, 'prepare': _prepare}[_MODE.value]()
     except InputError as error:
         return _fail(error, _EXIT_BAD_INPUT)
     except KeyboardInterrupt:
@@ -74,6 +69,8 @@ def main(argv: list[str]) -> int:
 
 def _train() -> int:
     config = _config()
+    if 'subsets' in config:
+        raise InputError("--config: the config of a study; add --mode=study, or give a single run's, as configs/c10.py")
     from simclr_cifar import data, log, models, report, train
 
     models.make_encoder(config)  # Refused before anything is written.
@@ -82,9 +79,9 @@ def _train() -> int:
     _require_same_config(run, config)
     with run.locked():
         if not run.config.exists():
-            files.write_json(run.config, _description(config, splits))
+            files.write_json(run.config, train.describe(_name(), config, splits))
         try:
-            figures = train.train(config, splits, run)
+            figures = train.train(config, splits, {config.seed: run})[config.seed]
         except log.TrainingDiverged as error:
             return _fail(error, _EXIT_FAILED)
         report.write_report(run)
@@ -92,7 +89,31 @@ def _train() -> int:
     return 0
 
 
-def _evaluate() -> None:
+def _study() -> int:
+    config = _config()
+    if 'subsets' not in config:
+        raise InputError(
+            "--config: the config of a single run; a study's starts from simclr_cifar.config.study_defaults(), "
+            'as configs/study.py'
+        )
+    from simclr_cifar import log, models, study
+
+    models.make_encoder(config)
+    where = _DATA_DIR.value, _CACHE_DIR.value
+    plan = study.plan(config, *where)
+    folder = files.StudyFolder(_WORKDIR.value or _default_workdir(config))
+    _require_same_config(folder, config)
+    with folder.locked():
+        try:
+            study.run_study(_name(), config, plan, folder, *where)
+        except log.TrainingDiverged as error:
+            return _fail(error, _EXIT_FAILED)
+    print(folder.text.read_text())
+    print(f'Study: {folder.page}')
+    return 0
+
+
+def _evaluate() -> int:
     if not _WORKDIR.value and not _CONFIG.value:
         raise InputError('--mode=eval: give the run with --workdir')
     run = files.RunFolder(_WORKDIR.value or _default_workdir(_config()))
@@ -108,23 +129,25 @@ def _evaluate() -> None:
     epochs = checkpoint.saved_epochs(run.checkpoints)
     if not epochs:
         raise InputError(f'--workdir={run.path}: holds no checkpoint yet; train first')
-    epoch = _CHECKPOINT.value
-    if epoch is None:
-        epoch = run.read_json(run.metrics)['epoch'] if run.metrics.exists() else epochs[-1]
+    final = run.read_json(run.metrics) if run.metrics.exists() else {}
+    last_epoch = final.get('last_epoch', epochs[-1])
+    epoch = final.get('epoch', epochs[-1]) if _CHECKPOINT.value is None else _CHECKPOINT.value
     if epoch not in epochs:
         raise InputError(f'--checkpoint={epoch}: no checkpoint of that epoch; there are {", ".join(map(str, epochs))}')
     splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
-    state = checkpoint.restore(run.checkpoints, epoch, step.init_state(config, splits['train'].images.shape[1:]))
+    like = step.init_state(config, splits['train'].images.shape[1:], config.seed)
+    state = checkpoint.restore(run.checkpoints, epoch, like)
     with run.locked():
         mesh = parallel.make_mesh(config.groups_per_batch)
         evaluation = evaluate.make_evaluate(config, mesh, splits)(
-            state.params, [split for split in ('validation', 'test') if split in splits]
+            state.params, ['train', 'validation', 'test'] if 'validation' in splits else ['test']
         )
         evaluate.save(run, epoch, evaluation, splits['train'].class_names)
         if _CHECKPOINT.value is None:
-            train.write_final_figures(run, epoch)
+            train.write_final_figures(run, epoch, last_epoch)
         report.write_report(run)
     _tell(run, evaluation.figures)
+    return 0
 
 
 def _prepare() -> int:
@@ -155,17 +178,20 @@ def _config():
     return config
 
 
+def _name() -> str:
+    return pathlib.Path(flags.FLAGS['config'].config_filename).stem
+
+
 def _default_workdir(config) -> pathlib.Path:
     # The dataset's name where it is not the one that this project is named after.
-    parts = [pathlib.Path(flags.FLAGS['config'].config_filename).stem]
-    parts += [config.dataset] if config.dataset != 'cifar10' else []
+    parts = [_name()] + ([config.dataset] if config.dataset != 'cifar10' else [])
     return pathlib.Path('runs') / '-'.join([*parts, config_lib.fingerprint(config)])
 
 
-def _require_same_config(run: files.RunFolder, config) -> None:
-    if not run.config.exists():
+def _require_same_config(folder: files.Folder, config) -> None:
+    if not folder.config.exists():
         return
-    before, now = run.read_json(run.config).get('config', {}), config_lib.to_json(config)
+    before, now = folder.read_json(folder.config).get('config', {}), config_lib.to_json(config)
     differing = [
         f'{name} was {before.get(name)!r} and is {now.get(name)!r}'
         for name in sorted(before.keys() | now.keys())
@@ -173,35 +199,13 @@ def _require_same_config(run: files.RunFolder, config) -> None:
     ]
     if differing:
         raise InputError(
-            f'--workdir={run.path}: holds a run of another config ({"; ".join(differing)}); '
+            f'--workdir={folder.path}: holds {_kind(before)} of another config ({"; ".join(differing)}); '
             'choose another folder, or the config that it was started with'
         )
 
 
-def _description(config, splits) -> dict:
-    """Returns what config.json says of a run."""
-    import importlib.metadata
-
-    from simclr_cifar import objectives, parallel
-
-    packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
-    return {
-        'name': pathlib.Path(flags.FLAGS['config'].config_filename).stem,
-        'fingerprint': config_lib.fingerprint(config),
-        'config': config_lib.to_json(config),
-        'description': splits['train'].description,
-        'class_names': list(splits['train'].class_names),
-        'chance_loss': objectives.chance_loss(
-            config.groups_per_batch, len(splits['train'].class_names), config.negatives
-        ),
-        'images': {split: len(dataset.labels) for split, dataset in splits.items()},
-        'devices': parallel.describe(parallel.make_mesh(config.groups_per_batch)),
-        'versions': {
-            'python': sys.version.split()[0],
-            **{package: importlib.metadata.version(package) for package in packages},
-        },
-        'git_commit': files.git_commit(),
-    }
+def _kind(config: dict) -> str:
+    return 'a study' if 'subsets' in config else 'a run'
 
 
 def _tell(run: files.RunFolder, figures: dict[str, float]) -> None:
@@ -227,7 +231,7 @@ def _fail(message, status: int) -> int:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; answers bad ones in one line and ends the process."""
-    fields = config_lib.defaults()
+    fields = config_lib.study_defaults()
     try:
         for argument in argv[1:]:
             name = argument.partition('=')[0].lstrip('-')

@@ -1,14 +1,20 @@
-"""Retrieval and classification figures from embeddings, neighbours and labels. Pure functions of arrays."""
+"""Figures of embeddings: retrieval, the objective's own, clusters, a probe, geometry. Pure functions of arrays."""
 
 import concurrent.futures
+import functools
 import os
+import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from simclr_cifar import neighbours
+from simclr_cifar import neighbours, objectives, sampling
 
 KNN_K = 200
 RECALL_AT = (1, 2, 4, 8)
+_KMEANS_STARTS = 4
 
 
 def retrieval(
@@ -26,7 +32,7 @@ def retrieval(
       gallery_labels: int [N]; None with gallery_embeddings.
 
     Returns:
-      `from_neighbours`' figures and knn_accuracy_k200: the share of queries whose class is the most frequent among
+      The means of `from_neighbours`' figures and knn_accuracy_k200: the share of queries whose class is the most frequent among
       their 200 nearest (all, where there are fewer; the lower label wins a tie).
     """
     leave_one_out = gallery_embeddings is None
@@ -38,7 +44,7 @@ def retrieval(
     found = np.asarray(gallery_labels)[indices]
     votes = knn_vote(found[:, :KNN_K], 1 + max(np.max(query_labels), np.max(gallery_labels)))
     return {
-        **from_neighbours(found, query_labels, relevant),
+        **{name: mean(values) for name, values in from_neighbours(found, query_labels, relevant).items()},
         f'knn_accuracy_k{KNN_K}': float(np.mean(votes == query_labels)),
     }
 
@@ -54,11 +60,14 @@ def retrieval_depth(relevant: np.ndarray) -> int:
     return int(max(np.max(relevant), 10, *RECALL_AT))
 
 
-def from_neighbours(neighbour_labels: np.ndarray, query_labels: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
-    """Returns the retrieval figures of ranked neighbours.
+def from_neighbours(
+    neighbour_labels: np.ndarray, query_labels: np.ndarray, relevant: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns the retrieval figures of every query's ranked neighbours, float64 [Q] each.
 
-    Queries of a class that the gallery lacks (R = 0) are left out; the figures are NaN where none remains. R-Precision
-    and MAP@R as in "A Metric Learning Reality Check" (Musgrave et al., 2020).
+    A query of a class that the gallery lacks (R = 0) has NaN throughout. R-Precision and MAP@R as in "A Metric Learning
+    Reality Check" (Musgrave et al., 2020): with P(i) the share of hits among the first i neighbours, R-Precision is
+    P(R), and MAP@R the sum of P(i) over those i <= R that are hits, divided by R.
 
     Args:
       neighbour_labels: int [Q, K], most similar first; K reaches `retrieval_depth` or the whole gallery.
@@ -66,26 +75,41 @@ def from_neighbours(neighbour_labels: np.ndarray, query_labels: np.ndarray, rele
       relevant: int [Q], R of each query.
 
     Returns:
-      precision_at_1, precision_at_10 (of the neighbours there are), recall_at_{1,2,4,8} (the share of queries with a
-      hit among so many), r_precision and map_at_r.
+      precision_at_1, precision_at_10 (of the neighbours there are), recall_at_{1,2,4,8} (1 with a hit among so many,
+      otherwise 0), r_precision and map_at_r.
     """
-    kept = np.flatnonzero(relevant > 0)
-    hits = neighbour_labels[kept] == np.asarray(query_labels)[kept, None]
-    relevant = relevant[kept]
+    answerable = relevant > 0
+    hits = neighbour_labels == np.asarray(query_labels)[:, None]
     ranks = np.arange(1, hits.shape[1] + 1)
     hits_within_r = hits & (ranks <= relevant[:, None])
     precision = np.cumsum(hits, axis=1, dtype=np.int32) / ranks
-
-    def mean(values):
-        return float(np.mean(values)) if len(values) else float('nan')
-
-    return {
-        'precision_at_1': mean(hits[:, 0]),
-        'precision_at_10': mean(np.mean(hits[:, :10], axis=1)),
-        **{f'recall_at_{k}': mean(np.any(hits[:, :k], axis=1)) for k in RECALL_AT},
-        'r_precision': mean(np.sum(hits_within_r, axis=1) / relevant),
-        'map_at_r': mean(np.sum(precision, axis=1, where=hits_within_r) / relevant),
+    divisor = np.maximum(relevant, 1)
+    figures = {
+        'precision_at_1': hits[:, 0],
+        'precision_at_10': np.mean(hits[:, :10], axis=1),
+        **{f'recall_at_{k}': np.any(hits[:, :k], axis=1) for k in RECALL_AT},
+        'r_precision': np.sum(hits_within_r, axis=1) / divisor,
+        'map_at_r': np.sum(precision, axis=1, where=hits_within_r) / divisor,
     }
+    return {name: np.where(answerable, values, np.nan) for name, values in figures.items()}
+
+
+def mean(values: np.ndarray) -> float:
+    """Returns the mean of those values, float [Q], that are not NaN; NaN where there are none."""
+    values = np.asarray(values)
+    values = values[~np.isnan(values)]
+    return float(np.mean(values)) if len(values) else float('nan')
+
+
+def class_mean(values: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean over classes of the mean over each class's values, so that classes weigh the same.
+
+    Args:
+      values: float [N], one of each image.
+      labels: int [N]; classes without images are left out.
+    """
+    _, labels, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return float(np.mean(np.bincount(labels, values) / counts))
 
 
 def knn_vote(neighbour_labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -107,13 +131,14 @@ def confusion(labels: np.ndarray, others: np.ndarray, num_classes: int) -> np.nd
     return np.bincount(cells.ravel(), minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def pair_accuracy(embeddings: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the anchor-positive objective's expected accuracy on groups of pairs drawn from these images.
+def pair_accuracy(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns each image's expected accuracy as an anchor of the anchor-positive objective, float64 [N].
 
     A group holds an anchor and a positive of every class, drawn uniformly, and an anchor is right where its own
     positive is its most similar one. The expectation over all groups is exact, nothing is drawn: for an anchor and one
     of its positives it is the product, over the other classes, of the share of images less similar to the anchor than
-    that positive. Equal similarities go to the lower label, as in the objective.
+    that positive. Equal similarities go to the lower label, as in the objective. `class_mean` of it is the objective's
+    expected accuracy.
 
     Args:
       embeddings: float32 [N, D], unit norm.
@@ -144,4 +169,193 @@ def pair_accuracy(embeddings: np.ndarray, labels: np.ndarray) -> float:
     chunks = np.array_split(np.arange(len(labels)), -(-len(labels) // 256))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         accuracies = np.concatenate(list(pool.map(expected_accuracies, chunks)))
-    return float(np.mean(np.bincount(labels, accuracies) / counts))
+    return accuracies[np.argsort(order)]
+
+
+def pair_loss(embeddings: np.ndarray, labels: np.ndarray, temperature: float, num_groups: int = 4096) -> float:
+    """Returns the anchor-positive objective's mean loss on groups of pairs drawn from these images.
+
+    The loss of training's groups (negatives of the anchor's own group) with a fixed key: equal labels draw equal
+    groups, so two encoders are compared on the same pairs. Groups are drawn independently, so its standard error is the
+    standard deviation of the groups' losses over sqrt(num_groups).
+
+    Args:
+      embeddings: float32 [N, D], unit norm.
+      labels: int [N], in [0, C), with at least 2 of each class.
+      temperature: above 0.
+      num_groups: how many groups are drawn.
+    """
+    index = sampling.class_index(labels, 1 + np.max(labels))
+    return float(np.mean(_group_losses(embeddings, index, temperature, num_groups), dtype=np.float64))
+
+
+@functools.partial(jax.jit, static_argnames='num_groups')
+def _group_losses(embeddings, index, temperature, num_groups):
+    def loss(group):
+        anchors, positives = sampling.pairs(jax.random.key(0), jnp.int32(0), group[None], index)
+        return objectives.anchor_positive(embeddings[anchors], embeddings[positives], temperature)[0]
+
+    return lax.map(loss, jnp.arange(num_groups), batch_size=256)
+
+
+def auroc(positive_scores: np.ndarray, negative_scores: np.ndarray) -> float:
+    """Returns how likely a positive scores above a negative, ties counted half: the area under the ROC curve.
+
+    The Mann-Whitney statistic, (sum of the positives' mid-ranks - P (P + 1) / 2) / (P M) (Hanley & McNeil, 1982).
+
+    Args:
+      positive_scores: float [P].
+      negative_scores: float [M].
+
+    Returns:
+      In [0, 1]; NaN where either is empty.
+    """
+    if not len(positive_scores) or not len(negative_scores):
+        return float('nan')
+    negatives = np.sort(negative_scores)
+    below = np.searchsorted(negatives, positive_scores, 'left')
+    not_above = np.searchsorted(negatives, positive_scores, 'right')
+    return float((np.mean(below) + np.mean(not_above)) / 2 / len(negatives))
+
+
+def clustering(embeddings: np.ndarray, labels: np.ndarray, num_clusters: int) -> dict[str, float]:
+    """Returns how well k-means clusters of the embeddings agree with the classes.
+
+    With mutual information I, entropies H and expectation E over random clusterings of the same sizes, nmi is
+    I / mean(H) and ami (I - E[I]) / (mean(H) - E[I]), mean(H) being the arithmetic mean of the classes' and the
+    clusters' entropies (Vinh et al., 2010, "Information Theoretic Measures for Clusterings Comparison"). The clusters
+    are the same on any number of processors. Embeddings with fewer distinct points than clusters make fewer clusters.
+
+    Args:
+      embeddings: float [N, D], finite.
+      labels: int [N].
+      num_clusters: at most N.
+
+    Returns:
+      nmi and ami; 1 is agreement, and about 0 in ami is what chance would give.
+    """
+    # Two thirds of a second to import, which only this function needs.
+    import threadpoolctl
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+    # The order in which several threads add up their shares of a centre is left to chance.
+    with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        clusters = KMeans(num_clusters, n_init=_KMEANS_STARTS, random_state=0).fit_predict(embeddings)
+    return {
+        'nmi': float(normalized_mutual_info_score(labels, clusters)),
+        'ami': float(adjusted_mutual_info_score(labels, clusters)),
+    }
+
+
+def linear_probe(
+    train_embeddings: np.ndarray,
+    train_labels: np.ndarray,
+    embeddings: np.ndarray,
+    num_classes: int,
+    ridge: float = 1.0,
+) -> np.ndarray:
+    """Returns the classes, int32 [N], that a linear classifier of training embeddings predicts for others.
+
+    Ridge regression of one-hot labels with an intercept, which is not penalised: with X and Y the training embeddings
+    and one-hot labels less their means, the weights are (X^T X + ridge I)^-1 X^T Y (Hoerl & Kennard, 1970); the largest
+    output is the prediction, the lower label of equals.
+
+    Args:
+      train_embeddings: float32 [M, D].
+      train_labels: int [M], in [0, num_classes).
+      embeddings: float32 [N, D].
+      num_classes: C.
+      ridge: the penalty on the squared weights, above 0.
+    """
+    return np.asarray(_linear_probe(train_embeddings, train_labels, embeddings, num_classes, ridge))
+
+
+@functools.partial(jax.jit, static_argnames='num_classes')
+def _linear_probe(train_embeddings, train_labels, embeddings, num_classes, ridge):
+    targets = jax.nn.one_hot(train_labels, num_classes)
+    centre, target_mean = jnp.mean(train_embeddings, axis=0), jnp.mean(targets, axis=0)
+    # The means solve for the intercept, and centring loses fewer digits than a column of ones.
+    centred = train_embeddings - centre[None]
+    exact = lax.Precision.HIGHEST
+    gram = jnp.einsum('nd,ne->de', centred, centred, precision=exact)
+    moments = jnp.einsum('nd,nc->dc', centred, targets - target_mean[None], precision=exact)
+    factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(len(gram)))
+    weights = jax.scipy.linalg.cho_solve(factor, moments)
+    outputs = jnp.einsum('nd,dc->nc', embeddings - centre[None], weights, precision=exact) + target_mean[None]
+    return jnp.argmax(outputs, axis=1)
+
+
+def alignment(embeddings: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean squared distance ||x - y||^2 over all pairs of different images of the same class.
+
+    Exact, as a class of n images at mean m has sum over its ordered pairs of ||x - y||^2 = 2 n sum ||x - m||^2. Source:
+    "Understanding Contrastive Representation Learning through Alignment and Uniformity" (Wang & Isola, 2020).
+
+    Args:
+      embeddings: float [N, D].
+      labels: int [N].
+
+    Returns:
+      In [0, 4] for unit norm, less is closer; NaN where no class has 2 images.
+    """
+    embeddings = np.asarray(embeddings, np.float64)
+    _, labels, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    num_pairs = np.sum(counts * (counts - 1))
+    if not num_pairs:
+        return float('nan')
+    means = np.stack([np.bincount(labels, column) for column in embeddings.T], axis=1) / counts[:, None]
+    squared_distances = np.sum((embeddings - means[labels]) ** 2, axis=1)
+    return float(2 * np.sum(counts * np.bincount(labels, squared_distances)) / num_pairs)
+
+
+def uniformity(embeddings: np.ndarray) -> float:
+    """Returns log E exp(-2 ||x - y||^2) over all pairs of different images, exact.
+
+    Source: "Understanding Contrastive Representation Learning through Alignment and Uniformity" (Wang & Isola, 2020).
+
+    Args:
+      embeddings: float32 [N, D], unit norm; N at least 2.
+
+    Returns:
+      In [-8, 0] for unit norm: 0 where all are equal, less is more uniform.
+    """
+    row_means = np.asarray(_mean_kernels(embeddings), np.float64)
+    return float(np.log(np.mean(row_means)))
+
+
+@jax.jit
+def _mean_kernels(embeddings):
+    """[N, D] -> [N], the mean of exp(-2 ||x - y||^2) over the others."""
+    squared_norms = jnp.sum(embeddings**2, axis=1)
+    indices = jnp.arange(len(embeddings))
+
+    def mean_kernel(index):
+        products = jnp.einsum('d,nd->n', embeddings[index], embeddings, precision=lax.Precision.HIGHEST)
+        squared_distances = squared_norms[index] + squared_norms - 2 * products
+        kernels = jnp.exp(-2 * jnp.maximum(squared_distances, 0))
+        return jnp.sum(jnp.where(indices == index, 0, kernels)) / (len(embeddings) - 1)
+
+    return lax.map(mean_kernel, indices, batch_size=256)
+
+
+def effective_rank(embeddings: np.ndarray) -> float:
+    """Returns the exponential of the entropy of the singular values, normalised to sum 1: over how many dimensions.
+
+    Of the [N, D] matrix as it is, not centred, from the eigenvalues of its Gram matrix in float64; singular values that
+    are rounding are none. Source: "The effective rank" (Roy & Vetterli, 2007); RankMe (Garrido et al., 2023).
+
+    Args:
+      embeddings: float [N, D].
+
+    Returns:
+      From 1, where all lie on one line through the origin (all equal, all zero), to D.
+    """
+    embeddings = np.asarray(embeddings, np.float64)
+    eigenvalues = np.linalg.eigvalsh(embeddings.T @ embeddings)
+    kept = eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues[-1]
+    singular_values = np.sqrt(eigenvalues[kept])
+    shares = singular_values / np.sum(singular_values)
+    return float(np.exp(-np.sum(shares * np.log(shares))))

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
@@ -14,6 +15,8 @@ from simclr_cifar import models, objectives, parallel, sampling
 
 # Streams of random numbers, each folded into the run's root key.
 _INITIALISATION, _SAMPLING = range(2)
+# Images whose embeddings an epoch returns.
+_PROBED = 256
 
 
 @flax.struct.dataclass
@@ -31,9 +34,9 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def init_state(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) -> TrainState:
+def init_state(config: ml_collections.ConfigDict, image_shape: tuple[int, ...], seed: int) -> TrainState:
     """Returns the state before the first step; image_shape is (H, W, C)."""
-    key = jax.random.fold_in(jax.random.key(config.seed), _INITIALISATION)
+    key = jax.random.fold_in(jax.random.key(seed), _INITIALISATION)
     params = models.make_encoder(config).init(key, jnp.zeros((1, *image_shape)))['params']
     return TrainState(jnp.zeros((), jnp.int32), params, _optimizer(config).init(params))
 
@@ -41,14 +44,14 @@ def init_state(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) 
 def make_train_step(config: ml_collections.ConfigDict, axis_size: int) -> Callable:
     """Returns the per-replica step, to run with the named axis `parallel.AXIS` of axis_size replicas.
 
-    The step is (state, images uint8 [N, H, W, C], index: sampling.ClassIndex) -> (state, metrics), with 'loss' and
-    'accuracy' float32 scalars of the global batch. Every replica draws its share of the batch's groups.
+    The step is (state, seed int32 scalar, images uint8 [N, H, W, C], index: sampling.ClassIndex) -> (state, metrics),
+    with 'loss' and 'accuracy' float32 scalars of the global batch. Every replica draws its share of the batch's groups.
     """
     encoder, optimizer = models.make_encoder(config), _optimizer(config)
     local_groups = config.groups_per_batch // axis_size
 
-    def train_step(state: TrainState, images: jax.Array, index: sampling.ClassIndex):
-        key = jax.random.fold_in(jax.random.key(config.seed), _SAMPLING)
+    def train_step(state: TrainState, seed: jax.Array, images: jax.Array, index: sampling.ClassIndex):
+        key = jax.random.fold_in(jax.random.key(seed), _SAMPLING)
         groups = lax.axis_index(parallel.AXIS) * local_groups + jnp.arange(local_groups)
         pairs = jnp.stack(sampling.pairs(key, state.step, groups, index))
 
@@ -70,18 +73,30 @@ def make_train_step(config: ml_collections.ConfigDict, axis_size: int) -> Callab
 
 
 def make_epoch(config: ml_collections.ConfigDict, axis_size: int) -> Callable:
-    """Returns the per-replica epoch, batches_per_epoch steps: as the step, with metrics float32 [batches_per_epoch]."""
-    train_step = make_train_step(config, axis_size)
+    """Returns the per-replica epoch, batches_per_epoch steps.
 
-    def epoch(state: TrainState, images: jax.Array, index: sampling.ClassIndex):
-        return lax.scan(lambda state, _: train_step(state, images, index), state, length=config.batches_per_epoch)
+    It is called as the step. Its metrics are 'loss' and 'accuracy', float32 [batches_per_epoch], and 'embeddings',
+    float32 [_PROBED, D], those of training images of all classes after the last step.
+    """
+    train_step, encoder = make_train_step(config, axis_size), models.make_encoder(config)
+
+    def epoch(state: TrainState, seed: jax.Array, images: jax.Array, index: sampling.ClassIndex):
+        state, metrics = lax.scan(
+            lambda state, _: train_step(state, seed, images, index), state, length=config.batches_per_epoch
+        )
+        probed = index.order[np.linspace(0, len(index.order) - 1, _PROBED).astype(np.int32)]
+        return state, metrics | {'embeddings': models.encode(encoder, state.params, images[probed])}
 
     return epoch
 
 
 def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
-    """Returns the epoch compiled for the mesh; it consumes the state that it is given."""
-    return parallel.pmapped(make_epoch(config, mesh.size), mesh, donate_argnums=(0,))
+    """Returns the epoch of several seeds in one program, compiled for the mesh; it consumes the states it is given.
+
+    Called as the epoch, with a leading axis of seeds on states and seeds; the metrics get one.
+    """
+    epoch = jax.vmap(make_epoch(config, mesh.size), in_axes=(0, 0, None, None))
+    return parallel.pmapped(epoch, mesh, donate_argnums=(0,))
 
 
 def compile_encode(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:

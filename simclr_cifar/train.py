@@ -1,68 +1,85 @@
 """The training loop."""
 
+import contextlib
+import importlib.metadata
+import platform
 import time
 
+import jax
 import ml_collections
+import numpy as np
 
-from simclr_cifar import checkpoint, evaluate, parallel, sampling, step
+from simclr_cifar import checkpoint, evaluate, objectives, overfitting, parallel, sampling, step
 from simclr_cifar import config as config_lib
 from simclr_cifar.data import Dataset
-from simclr_cifar.files import RunFolder, write_json
+from simclr_cifar.files import RunFolder, git_commit, write_json
 from simclr_cifar.log import Log
 
 
-def train(config: ml_collections.ConfigDict, splits: dict[str, Dataset], run: RunFolder) -> dict[str, float]:
-    """Trains from the run's newest checkpoint to the last epoch or max_seconds, evaluates, and writes the run's files.
+def train(
+    config: ml_collections.ConfigDict, splits: dict[str, Dataset], runs: dict[int, RunFolder]
+) -> dict[int, dict[str, float]]:
+    """Trains runs that differ in their seed alone, all in one program; evaluates them and writes their files.
 
-    Where a validation split is there, it alone is scored at milestones, it chooses among their checkpoints, and the
-    test split is scored once, at the chosen one. Where not, nothing is chosen and milestones score the test split.
+    Goes from the newest epoch that all of them have a checkpoint of to the last or max_seconds. Where a validation
+    split is there, it and the sample of training images are scored at milestones, it alone chooses among a run's
+    checkpoints, and the test split is scored at the chosen and the last one. Where not, nothing is chosen and
+    milestones score the test split.
 
     Args:
-      config: validated.
+      config: validated; its seed is not used.
       splits: as `data.load_splits` returns them.
-      run: the run's folder, locked.
+      runs: seed to the run's folder, locked.
 
     Returns:
-      The final figures, as written to metrics.json.
+      Seed to the run's final figures, as written to metrics.json.
 
     Raises:
       log.TrainingDiverged: at a loss that is not finite; the checkpoints before it are kept.
     """
     mesh = parallel.make_mesh(config.groups_per_batch)
-    num_classes = len(splits['train'].class_names)
+    class_names = splits['train'].class_names
     milestones = config_lib.milestones(config)
-    scored = ['validation'] if 'validation' in splits else ['test']
+    scored = ['train', 'validation'] if 'validation' in splits else ['test']
     evaluate_params = evaluate.make_evaluate(config, mesh, splits)
+    folders = list(runs.values())
 
-    initial = step.init_state(config, splits['train'].images.shape[1:])
-    epoch, state = checkpoint.restore_latest(run.checkpoints, initial)
-    run.start_history(epoch)
-    if epoch:
-        print(f'Going on from epoch {epoch} of {config.num_epochs} in {run.path}', flush=True)
+    initial = [step.init_state(config, splits['train'].images.shape[1:], seed) for seed in runs]
+    epoch, states = checkpoint.restore_latest([run.checkpoints for run in folders], initial)
+    for run in folders:
+        run.start_history(epoch)
+        if epoch:
+            print(f'Going on from epoch {epoch} of {config.num_epochs} in {run.path}', flush=True)
 
-    def evaluate_epoch(epoch, state, names):
-        evaluation = evaluate_params(state.params, names)
-        evaluate.save(run, epoch, evaluation, splits['train'].class_names)
-        log.evaluation(epoch, evaluation.figures)
+    def evaluate_run(run, epoch, state, names):
+        # Those that a killed process finished are not computed again.
+        missing = [name for name in names if epoch not in run.evaluated_epochs(name)]
+        if missing:
+            evaluation = evaluate_params(state.params, missing)
+            evaluate.save(run, epoch, evaluation, class_names)
+            log.evaluation(run, epoch, evaluation.figures)
 
-    saver = checkpoint.Saver(run.checkpoints, config.checkpoints_to_keep, milestones)
-    log = Log(config, run, epoch, num_classes)
-    with saver, log:
-        # Killed between the checkpoint and its figures.
-        if epoch in milestones and epoch not in run.evaluated_epochs():
-            evaluate_epoch(epoch, state, scored)
-        state = parallel.replicate(state, mesh)
+    savers = [checkpoint.Saver(run.checkpoints, config.checkpoints_to_keep, milestones) for run in folders]
+    log = Log(config, folders, epoch, len(class_names))
+    with contextlib.ExitStack() as stack:
+        for resource in (*savers, log):
+            stack.enter_context(resource)
+        if epoch in milestones:  # Killed between the checkpoint and its figures.
+            for run, state in zip(folders, states, strict=True):
+                evaluate_run(run, epoch, state, scored)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        stacked, seeds = parallel.replicate((stacked, np.array(list(runs), np.int32)), mesh)
         images = parallel.replicate(splits['train'].images, mesh)
-        index = parallel.replicate(sampling.class_index(splits['train'].labels, num_classes), mesh)
+        index = parallel.replicate(sampling.class_index(splits['train'].labels, len(class_names)), mesh)
         started = time.monotonic()
-        run_epoch = step.compile_epoch(config, mesh).lower(state, images, index).compile()
+        run_epoch = step.compile_epoch(config, mesh).lower(stacked, seeds, images, index).compile()
         log.start(f'Training on {parallel.describe(mesh)}; compiled in {time.monotonic() - started:.1f} s')
 
         started = time.monotonic()
         in_flight = None  # An epoch's metrics are read while the device trains the next.
         while epoch < config.num_epochs:
             epoch += 1
-            state, metrics = run_epoch(state, images, index)
+            stacked, metrics = run_epoch(stacked, seeds, images, index)
             if in_flight:
                 log.epoch(*in_flight)
             in_flight = epoch, metrics
@@ -71,37 +88,98 @@ def train(config: ml_collections.ConfigDict, splits: dict[str, Dataset], run: Ru
             if last or epoch in milestones or epoch % config.checkpoint_every_epochs == 0:
                 log.epoch(*in_flight)
                 in_flight = None
-                saver.save(epoch, state)
+                states = _unstack(stacked, len(folders))
+                for saver, state in zip(savers, states, strict=True):
+                    saver.save(epoch, state)
                 if last or epoch in milestones:
-                    evaluate_epoch(epoch, state, scored)
+                    for run, state in zip(folders, states, strict=True):
+                        evaluate_run(run, epoch, state, scored)
             if out_of_time:
                 break
-        saver.wait()
+        for saver in savers:
+            saver.wait()
 
-        chosen, state = _choose(run, epoch, milestones, state) if 'validation' in splits else (epoch, state)
+        chosen = dict.fromkeys(runs, epoch)
         if 'validation' in splits:
-            evaluate_epoch(chosen, state, ['validation', 'test'])
+            for (seed, run), state in zip(runs.items(), states, strict=True):
+                chosen[seed] = _choose(run, epoch, milestones)
+                evaluate_run(run, epoch, state, ['test'])
+                if chosen[seed] != epoch:
+                    state = checkpoint.restore(run.checkpoints, chosen[seed], state)
+                    evaluate_run(run, chosen[seed], state, ['test'])
     if epoch < config.num_epochs:
         print(f'Stopped by max_seconds after epoch {epoch} of {config.num_epochs}; the same command goes on')
-    return write_final_figures(run, chosen)
+    return {seed: write_final_figures(run, chosen[seed], epoch) for seed, run in runs.items()}
 
 
-def write_final_figures(run: RunFolder, epoch: int) -> dict[str, float]:
-    """Writes metrics.json, the figures of one evaluated epoch and of training up to it, and returns them."""
+def describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Dataset]) -> dict:
+    """Returns what config.json says of a run, name being that of its config file."""
+    packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+    class_names = splits['train'].class_names
+    return {
+        'name': name,
+        'fingerprint': config_lib.fingerprint(config),
+        'config': config_lib.to_json(config),
+        'description': splits['train'].description,
+        'class_names': list(class_names),
+        'unseen_class_names': list(splits['unseen'].class_names) if 'unseen' in splits else [],
+        'chance_loss': objectives.chance_loss(config.groups_per_batch, len(class_names), config.negatives),
+        'images': {split: len(dataset.labels) for split, dataset in splits.items()},
+        'devices': parallel.describe(parallel.make_mesh(config.groups_per_batch)),
+        'versions': {
+            'python': platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+        },
+        'git_commit': git_commit(),
+    }
+
+
+def _unstack(stacked: step.TrainState, count: int) -> list[step.TrainState]:
+    """Returns host copies: training may go on and overwrite the state."""
+    host = jax.tree.map(np.array, stacked)
+    return [jax.tree.map(lambda leaf, number=number: leaf[number], host) for number in range(count)]
+
+
+def write_final_figures(run: RunFolder, epoch: int, last_epoch: int) -> dict[str, float]:
+    """Writes metrics.json and returns it: the figures of one epoch, of training up to it, and what tells overfitting.
+
+    Args:
+      run: evaluated at both epochs.
+      epoch: the chosen one.
+      last_epoch: the last one trained; where it is another, its test figures come under 'last/'.
+    """
     row = next((row for row in run.read_history() if row['epoch'] == epoch), {})
+    evaluations = run.evaluations()
     final = {
         'epoch': epoch,
+        'last_epoch': last_epoch,
         **{f'train/{name}': row[name] for name in ('loss', 'accuracy') if name in row},
-        **run.read_json(run.evaluation(epoch) / 'metrics.json'),
+        **evaluations[epoch],
     }
+    if last_epoch != epoch:
+        last = evaluations[last_epoch]
+        final |= {f'last/{name}': value for name, value in last.items() if name.startswith('test/')}
+    scored = [
+        number
+        for number in run.evaluated_epochs('validation')
+        if number <= last_epoch and f'train/{overfitting.CRITERION}' in evaluations[number]
+    ]
+    if scored:
+        hits = {
+            split: {number: run.read_arrays(number, split)[overfitting.CRITERION] for number in scored}
+            for split in ('train', 'validation')
+        }
+        verdict = overfitting.judge(hits['train'], hits['validation'])
+        final |= {f'overfitting/{name}': value for name, value in verdict.items()}
     write_json(run.metrics, final)
     return final
 
 
-def _choose(run: RunFolder, last_epoch: int, milestones: list[int], state: step.TrainState):
-    """Returns (epoch, state) of the checkpoint with the best validation precision_at_10, the earliest of equals."""
-    candidates = [epoch for epoch in run.evaluated_epochs() if epoch in milestones or epoch == last_epoch]
-    figures = {epoch: run.read_json(run.evaluation(epoch) / 'metrics.json') for epoch in candidates}
-    scores = {epoch: figures[epoch]['validation/precision_at_10'] for epoch in candidates}
-    chosen = max(scores, key=lambda epoch: (scores[epoch], -epoch))
-    return chosen, state if chosen == last_epoch else checkpoint.restore(run.checkpoints, chosen, state)
+def _choose(run: RunFolder, last_epoch: int, milestones: list[int]) -> int:
+    """Returns the epoch with the best validation precision_at_10, the earliest of equals."""
+    scores = {
+        epoch: figures[f'validation/{overfitting.CRITERION}']
+        for epoch, figures in run.evaluations().items()
+        if epoch == last_epoch or (epoch in milestones and epoch < last_epoch)
+    }
+    return max(scores, key=lambda epoch: (scores[epoch], -epoch))

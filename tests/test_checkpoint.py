@@ -12,8 +12,8 @@ from simclr_cifar.config import InputError
 def make_state(embedding_dim=4, seed=0):
     config = config_lib.defaults()
     # Large enough for arrays to be stored outside TensorStore's own, checksummed, nodes.
-    config.update(channels=(64, 64), embedding_dim=embedding_dim, seed=seed)
-    return step.init_state(config, (8, 8, 3))
+    config.update(channels=(64, 64), embedding_dim=embedding_dim)
+    return step.init_state(config, (8, 8, 3), seed)
 
 
 def assert_identical(state, other):
@@ -47,7 +47,7 @@ def test_a_state_comes_back_bit_by_bit(saved, epoch):
 
 
 def test_an_empty_folder_starts_anew(tmp_path):
-    epoch, state = checkpoint.restore_latest(tmp_path / 'checkpoints', make_state())
+    epoch, (state,) = checkpoint.restore_latest([tmp_path / 'checkpoints'], [make_state()])
     assert epoch == 0
     assert_identical(state, make_state())
 
@@ -82,7 +82,7 @@ def test_damage_anywhere_is_seen_or_harmless(saved, tmp_path, kind, capfd):
 def test_the_checkpoint_before_a_damaged_one_is_used(copied, capsys):
     for epoch in (5, 6):
         shutil.rmtree(copied / str(epoch) / 'state')
-    epoch, state = checkpoint.restore_latest(copied, make_state())
+    epoch, (state,) = checkpoint.restore_latest([copied], [make_state()])
     assert epoch == 3
     assert_identical(state, make_state(seed=3))
     told = capsys.readouterr().out
@@ -97,10 +97,22 @@ def test_the_checkpoint_before_a_damaged_one_is_used(copied, capsys):
 
 def test_another_architecture_is_refused(saved):
     with pytest.raises(InputError, match=r'another architecture \(opt_state/0/mu/bias is float32\[1, 4\]'):
-        checkpoint.restore_latest(saved, make_state(embedding_dim=5))
+        checkpoint.restore_latest([saved], [make_state(embedding_dim=5)])
 
 
 def test_an_unfinished_save_is_no_checkpoint(copied):
     (copied / '7.orbax-checkpoint-tmp').mkdir()
     assert checkpoint.saved_epochs(copied) == [2, 3, 5, 6]
-    assert checkpoint.restore_latest(copied, make_state())[0] == 6
+    assert checkpoint.restore_latest([copied], [make_state()])[0] == 6
+
+
+def test_runs_trained_together_go_on_from_the_newest_epoch_intact_in_all(saved, tmp_path):
+    directories = [shutil.copytree(saved, tmp_path / name / 'checkpoints') for name in ('a', 'b', 'c')]
+    shutil.rmtree(directories[1] / '6')
+    (directories[2] / '5' / '_CHECKPOINT_METADATA').unlink()
+    epoch, states = checkpoint.restore_latest(directories, [make_state()] * 3)
+    assert epoch == 3
+    for state in states:
+        assert_identical(state, make_state(seed=3))
+    assert checkpoint.saved_epochs(directories[0]) == [2, 3, 5, 6]
+    assert checkpoint.saved_epochs(directories[2]) == [2, 3, 6]

@@ -9,8 +9,8 @@ from simclr_cifar import config as config_lib
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
 
 
-def changed(**fields):
-    config = config_lib.defaults()
+def changed(config=None, **fields):
+    config = config or config_lib.defaults()
     with config.unlocked():
         for name, value in fields.items():
             with config.ignore_type():
@@ -24,7 +24,8 @@ def test_every_config_is_valid_and_says_its_command(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config_lib.validate(module.get_config())
-    assert f'python -m simclr_cifar.main --config=configs/{path.name}' in module.__doc__
+    mode = '--mode=study ' if path.stem == 'study' else ''
+    assert f'python -m simclr_cifar.main {mode}--config=configs/{path.name}' in module.__doc__
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,32 @@ def test_a_bad_field_is_named(field, value):
         config_lib.validate(changed(**{field: value}))
 
 
+@pytest.mark.parametrize(
+    ('fields', 'said'),
+    [
+        ({'milestones': (15, 30), 'num_epochs': 20}, r'--config\.milestones.*30 is beyond num_epochs, 20'),
+        ({'validation_fraction': 0.0}, r'--config\.validation_fraction.*make it 0\.1'),
+        ({'subsets': ()}, r'--config\.subsets.*at least one'),
+        ({'subsets': (4, 2.5)}, r'--config\.subsets'),
+        ({'subsets': ('',)}, r'--config\.subsets'),
+        ({'num_seeds': 0}, r'--config\.num_seeds'),
+        ({'num_classes': 4}, r'--config\.subsets'),
+    ],
+)
+def test_a_bad_field_of_a_study_is_named(fields, said):
+    with pytest.raises(config_lib.InputError, match=said):
+        config_lib.validate(changed(config_lib.study_defaults(), **fields))
+
+
+def test_a_run_of_a_study_is_a_plain_run():
+    study = changed(config_lib.study_defaults(), learning_rate=0.5)
+    for subset, classes, num_classes in ((4, '', 4), ('truck,cat', 'truck,cat', 0)):
+        run = config_lib.study_run(study, subset, seed=7)
+        config_lib.validate(run)
+        expected = changed(learning_rate=0.5, validation_fraction=0.1, classes=classes, num_classes=num_classes, seed=7)
+        assert run == expected
+
+
 def test_a_missing_field_is_named():
     config = config_lib.defaults()
     with config.unlocked():
@@ -67,6 +94,8 @@ def test_a_missing_field_is_named():
 def test_json_keeps_every_field():
     config = changed(channels=(8, 16), classes='cat,ship')
     assert config_lib.from_json(json.loads(json.dumps(config_lib.to_json(config)))) == config
+    study = config_lib.study_defaults()
+    assert config_lib.from_json(json.loads(json.dumps(config_lib.to_json(study)))) == study
 
 
 def test_the_fingerprint_is_of_what_decides_the_result():

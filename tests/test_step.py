@@ -27,10 +27,23 @@ def small_config(**fields):
     return config
 
 
-def run_epoch(config, num_devices):
+def initial(config, seeds=None):
+    """The states of seeds, by default the config's alone, along a leading axis, and the seeds."""
+    seeds = [config.seed] if seeds is None else seeds
+    states = [step.init_state(config, IMAGES.shape[1:], seed) for seed in seeds]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), np.array(seeds, np.int32)
+
+
+def run_epoch(config, num_devices, seeds=None, epochs=1):
+    """The states and metrics of seeds after an epoch; of one seed without the leading axis."""
     mesh = Mesh(np.array(jax.devices()[:num_devices]), (parallel.AXIS,))
-    state, images, index = parallel.replicate((step.init_state(config, IMAGES.shape[1:]), IMAGES, INDEX), mesh)
-    return jax.device_get(step.compile_epoch(config, mesh)(state, images, index))
+    states, *rest = parallel.replicate((*initial(config, seeds), IMAGES, INDEX), mesh)
+    epoch = step.compile_epoch(config, mesh)
+    for _ in range(epochs):
+        states, metrics = epoch(states, *rest)
+    assert epoch._cache_size() == 1
+    result = jax.device_get((states, metrics))
+    return result if seeds else jax.tree.map(lambda leaf: leaf[0], result)
 
 
 def assert_close(tree, other, rtol=2e-4, atol=1e-6):
@@ -39,7 +52,7 @@ def assert_close(tree, other, rtol=2e-4, atol=1e-6):
 
 def by_hand(config, number=0):
     """A step's loss, accuracy and gradient at the initial parameters, on one device and without the step's code."""
-    state = step.init_state(config, IMAGES.shape[1:])
+    state = step.init_state(config, IMAGES.shape[1:], config.seed)
     key = jax.random.fold_in(jax.random.key(config.seed), step._SAMPLING)
     groups = jnp.arange(config.groups_per_batch)
     anchors, positives = sampling.pairs(key, jnp.int32(number), groups, INDEX)
@@ -70,15 +83,26 @@ def test_loss_and_gradient_are_those_of_the_global_batch(negatives, num_devices)
 
 def test_the_replicas_gradients_differ():
     config = small_config(groups_per_batch=1, batches_per_epoch=1)
+    states, _ = initial(config)
     gradients = []
     for seed in (3, 4):
-        config.seed = 3
-        state = step.init_state(config, IMAGES.shape[1:])
-        config.seed = seed
         mesh = parallel.make_mesh(1)
-        after, _ = step.compile_epoch(config, mesh)(*parallel.replicate((state, IMAGES, INDEX), mesh))
+        drawn = np.array([seed], np.int32)
+        after, _ = step.compile_epoch(config, mesh)(*parallel.replicate((states, drawn, IMAGES, INDEX), mesh))
         gradients.append(np.asarray(after.opt_state[0].mu['kernel']))
+        states, _ = initial(config)
     assert np.linalg.norm(gradients[0] - gradients[1]) > 0.1 * np.linalg.norm(gradients[0])
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_seeds_trained_together_are_those_trained_alone(num_devices):
+    together = run_epoch(small_config(), num_devices, seeds=[3, 11, 5])
+    for number, seed in enumerate((3, 11, 5)):
+        alone = run_epoch(small_config(seed=seed), num_devices)
+        assert_close(jax.tree.map(lambda leaf, number=number: leaf[number], together[1]), alone[1])
+        one = jax.tree.map(lambda leaf, number=number: leaf[number], together[0].opt_state[0].mu)
+        assert_close(one, alone[0].opt_state[0].mu, rtol=2e-3, atol=1e-5)
+    assert len(np.unique(together[1]['loss'])) == 9
 
 
 @pytest.mark.parametrize('negatives', ['group', 'batch'])
@@ -96,11 +120,11 @@ def test_the_same_function_runs_under_pmap(num_devices):
     config = small_config(negatives='batch')
     devices = jax.devices()[:num_devices]
     epoch = jax.pmap(
-        step.make_epoch(config, num_devices), axis_name=parallel.AXIS, in_axes=(0, None, None), devices=devices
+        step.make_epoch(config, num_devices), axis_name=parallel.AXIS, in_axes=(0, None, None, None), devices=devices
     )
-    state = step.init_state(config, IMAGES.shape[1:])
+    state = step.init_state(config, IMAGES.shape[1:], config.seed)
     copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * num_devices), state)
-    under_pmap = jax.device_get(epoch(copies, IMAGES, INDEX))
+    under_pmap = jax.device_get(epoch(copies, np.int32(config.seed), IMAGES, INDEX))
     expected = run_epoch(config, num_devices)
     for replica in range(num_devices):
         assert_close(jax.tree.map(lambda leaf, replica=replica: leaf[replica], under_pmap), expected, rtol=1e-6)
@@ -123,29 +147,23 @@ def test_every_step_draws_its_own_pairs():
 
 def test_an_epoch_in_two_halves_is_the_same_epoch():
     whole, _ = run_epoch(small_config(batches_per_epoch=4), 2)
-    config = small_config(batches_per_epoch=2)
-    mesh = parallel.make_mesh(2)
-    epoch = step.compile_epoch(config, mesh)
-    state, images, index = parallel.replicate((step.init_state(config, IMAGES.shape[1:]), IMAGES, INDEX), mesh)
-    for _ in range(2):
-        state, _ = epoch(state, images, index)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), whole)
+    halves, _ = run_epoch(small_config(batches_per_epoch=2), 2, epochs=2)
+    jax.tree.map(np.testing.assert_array_equal, halves, whole)
 
 
-def test_the_epoch_compiles_once():
+def test_an_epoch_returns_embeddings_of_every_class_after_its_last_step():
     config = small_config()
-    mesh = parallel.make_mesh(config.groups_per_batch)
-    epoch = step.compile_epoch(config, mesh)
-    state, images, index = parallel.replicate((step.init_state(config, IMAGES.shape[1:]), IMAGES, INDEX), mesh)
-    for _ in range(3):
-        state, _ = epoch(state, images, index)
-    assert epoch._cache_size() == 1
+    state, metrics = run_epoch(config, 2)
+    probed = INDEX.order[np.linspace(0, len(LABELS) - 1, step._PROBED).astype(int)]
+    assert set(LABELS[probed]) == set(range(NUM_CLASSES))
+    expected = models.encode(models.make_encoder(config), state.params, IMAGES[probed])
+    assert_close(metrics['embeddings'], expected)
 
 
 def test_adam_is_optax_s():
     config = small_config(batches_per_epoch=1)
     state, _ = run_epoch(config, 1)
-    before = step.init_state(config, IMAGES.shape[1:])
+    before = step.init_state(config, IMAGES.shape[1:], config.seed)
     *_, gradient = by_hand(config)
     updates, _ = optax.adam(config.learning_rate).update(gradient, before.opt_state)
     moved = jax.tree.map(lambda after, before: after - before, state.params, before.params)

@@ -23,7 +23,7 @@ def make_dataset(images_per_class, seed):
 
 def make_splits(validation=False):
     splits = {'train': make_dataset(20, 0), 'test': make_dataset(6, 1)}
-    return splits | {'validation': make_dataset(6, 2)} if validation else splits
+    return splits | {'validation': make_dataset(6, 2), 'train_sample': make_dataset(6, 0)} if validation else splits
 
 
 def make_config(**fields):
@@ -48,11 +48,11 @@ def make_config(**fields):
 def start(config, path, splits=None):
     run = files.RunFolder(path)
     with run.locked():
-        return run, train.train(config, splits or make_splits(), run)
+        return run, train.train(config, splits or make_splits(), {config.seed: run})[config.seed]
 
 
 def final_state(config, run, epoch=None):
-    like = step.init_state(config, (16, 16, 3))
+    like = step.init_state(config, (16, 16, 3), config.seed)
     return checkpoint.restore(run.checkpoints, epoch or config.num_epochs, like)
 
 
@@ -81,7 +81,7 @@ def test_what_a_run_leaves(uninterrupted):
         *('test/knn_accuracy_k200', 'test/pair_accuracy'),
         *(f'test/recall_at_{k}' for k in (1, 2, 4, 8)),
     }
-    assert run.evaluated_epochs() == [2, 4, 6]
+    assert run.evaluated_epochs('test') == [2, 4, 6]
     assert checkpoint.saved_epochs(run.checkpoints) == [2, 4, 5, 6]
     (events,) = map(read_events, run.tensorboard.iterdir())
     assert events['train/loss'] == pytest.approx({row['step']: row['loss'] for row in run.read_history()})
@@ -148,7 +148,7 @@ def test_the_clock_ends_training_evaluated_and_resumable(uninterrupted, tmp_path
         run, final = start(config, tmp_path)
         assert final['epoch'] == epoch
         assert 'Stopped by max_seconds' in capsys.readouterr().out
-        assert epoch in run.evaluated_epochs()
+        assert epoch in run.evaluated_epochs('test')
         assert epoch in checkpoint.saved_epochs(run.checkpoints)
     config = make_config()
     run, final = start(config, tmp_path)

@@ -1,0 +1,105 @@
+"""The study: every subset of the classes, all its seeds in one program, then what their files say together."""
+
+import re
+
+import ml_collections
+import numpy as np
+
+from simclr_cifar import config as config_lib
+from simclr_cifar import data, duplicates, report, study_report, train
+from simclr_cifar.config import InputError
+from simclr_cifar.files import RunFolder, StudyFolder, write_arrays, write_json
+
+
+def plan(
+    config: ml_collections.ConfigDict, data_dir: str | None = None, cache_dir: str | None = None
+) -> dict[str, int | str]:
+    """Returns what a study trains: the name of each subset's folder to the subset, as config.subsets gives it.
+
+    Raises:
+      InputError: as `data.load_splits`; a subset named twice, in whatever words.
+    """
+    subsets, named = {}, {}
+    for subset in config.subsets:
+        try:
+            splits = data.load_splits(config_lib.study_run(config, subset, config.seed), data_dir, cache_dir)
+        except InputError as error:
+            raise InputError(f'--config.subsets={config.subsets!r}: {error}') from error
+        class_names = splits['train'].class_names
+        other = named.setdefault(frozenset(class_names), subset)
+        if other is not subset or list(config.subsets).count(subset) > 1:
+            raise InputError(
+                f'--config.subsets={config.subsets!r}: {other!r} and {subset!r} are the same classes; leave one out'
+            )
+        name = f'c{len(class_names)}'
+        if isinstance(subset, str):
+            name = re.sub('[^a-z0-9]+', '-', '-'.join([name, *class_names]).lower())[:60].strip('-')
+        while name in subsets:
+            name += '-b'
+        subsets[name] = subset
+    return subsets
+
+
+def run_study(
+    name: str,
+    config: ml_collections.ConfigDict,
+    subsets: dict[str, int | str],
+    folder: StudyFolder,
+    data_dir: str | None = None,
+    cache_dir: str | None = None,
+) -> None:
+    """Trains and reports what is not finished, and writes the study's files.
+
+    Args:
+      name: of the config file.
+      config: of a study, validated.
+      subsets: what `plan` returned.
+      folder: the study's, locked.
+      data_dir, cache_dir: as `data.load`.
+
+    Raises:
+      log.TrainingDiverged: as `train.train`.
+    """
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    described = {'name': name, 'fingerprint': config_lib.fingerprint(config), 'config': config_lib.to_json(config)}
+    write_json(folder.config, described | {'subsets': list(subsets), 'seeds': list(seeds)})
+    for number, (subset_name, subset) in enumerate(subsets.items(), 1):
+        runs = {seed: folder.run(subset_name, seed) for seed in seeds}
+        told = f'Subset {number} of {len(subsets)}, {subset_name}, {len(runs)} seed(s)'
+        if folder.duplicates(subset_name).exists() and all(_is_finished(run, config) for run in runs.values()):
+            print(f'{told}: finished before', flush=True)
+            continue
+        print(told, flush=True)
+        splits = data.load_splits(config_lib.study_run(config, subset, config.seed), data_dir, cache_dir)
+        for seed, run in runs.items():
+            if not run.config.exists():
+                described = train.describe(subset_name, config_lib.study_run(config, subset, seed), splits)
+                write_json(run.config, described)
+        train.train(config_lib.study_run(config, subset, config.seed), splits, runs)
+        _find_duplicates(folder, subset_name, splits)
+        for run in runs.values():
+            report.write_report(run)
+    study_report.write_study(folder)
+
+
+def _is_finished(run: RunFolder, config: ml_collections.ConfigDict) -> bool:
+    return (
+        run.report.exists() and run.metrics.exists() and run.read_json(run.metrics)['last_epoch'] == config.num_epochs
+    )
+
+
+def _find_duplicates(folder: StudyFolder, subset_name: str, splits: dict[str, data.Dataset]) -> None:
+    test, training = splits['test'], splits['train']
+    found = duplicates.near_duplicates(test.images, training.images)
+    write_arrays(
+        folder.duplicates(subset_name),
+        {
+            'test': found.test,
+            'train': found.train,
+            'similarity': found.similarity,
+            'test_label': test.labels[found.test],
+            'train_label': training.labels[found.train],
+            'test_images': np.asarray(test.images[found.test]),
+            'train_images': np.asarray(training.images[found.train]),
+        },
+    )

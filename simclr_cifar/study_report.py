@@ -1,0 +1,128 @@
+"""From a study's files to study.csv, study.md and study.html. Reads files only."""
+
+import csv
+import html
+import io
+import itertools
+
+import numpy as np
+
+from simclr_cifar import figures, findings, pages, report
+from simclr_cifar.files import StudyFolder, write
+from simclr_cifar.findings import Subset, Table, spread
+
+
+def write_study(folder: StudyFolder) -> None:
+    """Writes study.csv, study.md and study.html of a study whose runs are finished.
+
+    Raises:
+      InputError: a file of a run is missing or unreadable.
+    """
+    described = folder.read_json(folder.config)
+    subsets = [Subset(name, folder, described['seeds']) for name in described['subsets']]
+    claims = findings.claims(subsets)
+    sections = {
+        'milestones': findings.milestone_tables(subsets),
+        'test': [findings.test_table(subsets)],
+        'overfitting': [findings.verdicts(subsets)],
+        'classes': [findings.class_changes(subset) for subset in subsets],
+        'unseen': [findings.unseen_table(subsets)],
+        'duplicates': [findings.duplicates_table(subsets)],
+    }
+    write(folder.table, _csv(subsets))
+    write(folder.text, _markdown(subsets, claims, sections))
+    curves = []
+    for subset in subsets:
+        title, chance = f'{len(subset.class_names)} classes', subset.described['chance_loss']
+        curves += [
+            figures.loss_curve(title, subset.histories, chance, subset.reference),
+            figures.accuracy_curve(title, subset.histories, subset.evaluations, chance, subset.reference),
+        ]
+    pages.render(
+        'study.html',
+        folder.page,
+        described=described,
+        subsets=subsets,
+        claims=claims,
+        sections=sections,
+        curves=[figures.svg(curve) for curve in curves],
+        headlines=_headlines(subsets),
+        explorers={subset.name: report.explorer(subset.runs[0]) for subset in subsets},
+        duplicates=_duplicate_pairs(subsets),
+    )
+
+
+def _headlines(subsets: list[Subset]) -> list[tuple[str, str, str]]:
+    """Returns (label, value, note) of a card for each subset and one for the verdict."""
+    cards = [
+        (
+            f'{len(subset.class_names)} classes, test precision at 10',
+            f'{spread(subset.final("test/precision_at_10"), ".1f")} %',
+            f'pair accuracy {spread(subset.final("test/pair_accuracy"), ".1f")} %, at the chosen epochs',
+        )
+        for subset in subsets
+    ]
+    seen = [final['overfitting/seen'] for subset in subsets for final in subset.finals]
+    return [*cards, ('overfitting', f'{sum(seen)} of {len(seen)}', 'runs in which it is seen')]
+
+
+def _markdown(subsets: list[Subset], claims: list[tuple[str, str]], sections: dict[str, list[Table]]) -> str:
+    described, seeds = subsets[0].described, subsets[0].seeds
+    lines = [
+        f'# The class-subset study on {described["config"]["dataset"]}',
+        '',
+        f'{described["description"]} Seeds: {", ".join(map(str, seeds))}'
+        + ('; mean ± standard deviation over seeds.' if len(seeds) > 1 else '.')
+        + " In brackets the seed report's figures.",
+    ]
+    for claim, measured in claims:
+        lines += ['', f'- *{claim}* {measured}']
+    for table in itertools.chain.from_iterable(sections.values()):
+        if not table.rows:
+            continue
+        lines += ['', f'## {table.title}', '', *([table.note, ''] if table.note else [])]
+        lines += [_row(table.heads), _row(['---'] * len(table.heads)), *map(_row, table.rows)]
+    return '\n'.join(lines) + '\n'
+
+
+def _row(cells: list[str]) -> str:
+    return '| ' + ' | '.join(html.escape(cell, quote=False).replace('|', '\\|') for cell in cells) + ' |'
+
+
+def _duplicate_pairs(subsets: list[Subset]) -> dict:
+    """Returns the near-duplicates of the subset with the most classes, the most similar first, with their pictures."""
+    subset = max(subsets, key=lambda each: len(each.class_names))
+    found = subset.duplicates
+    order = np.argsort(-found['similarity'], kind='stable')
+    pairs = [
+        {
+            'test': int(found['test'][pair]),
+            'train': int(found['train'][pair]),
+            'similarity': float(found['similarity'][pair]),
+            'test_class': subset.class_names[found['test_label'][pair]],
+            'train_class': subset.class_names[found['train_label'][pair]],
+        }
+        for pair in order
+    ]
+    images = np.concatenate([found['test_images'][order], found['train_images'][order]])
+    return {'subset': subset, 'pairs': pairs, 'atlas': pages.picture_atlas(images) if len(images) else None}
+
+
+def _csv(subsets: list[Subset]) -> str:
+    """Returns a row for each subset, seed and milestone, a column for each figure."""
+    names = list(dict.fromkeys(name for subset in subsets for each in subset.evaluations for name in _names(each)))
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator='\n')
+    rows.writerow(('subset', 'classes', 'seed', 'epoch', 'chosen', 'reference_loss', 'reference_accuracy', *names))
+    for subset in subsets:
+        for seed, final, evaluations in zip(subset.seeds, subset.finals, subset.evaluations, strict=True):
+            for epoch, values in evaluations.items():
+                loss, accuracy = subset.reference.get(epoch, ('', ''))
+                accuracy = accuracy / 100 if accuracy else ''
+                key = (subset.name, len(subset.class_names), seed, epoch, int(epoch == final['epoch']))
+                rows.writerow((*key, loss, accuracy, *(values.get(name, '') for name in names)))
+    return table.getvalue()
+
+
+def _names(evaluations: dict[int, dict[str, float]]) -> list[str]:
+    return [name for values in evaluations.values() for name in values]
