@@ -108,6 +108,7 @@ class Saver:
     """
 
     def __init__(self, directory: pathlib.Path, keep: int, milestones: list[int]):
+        self.directory = directory
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),

@@ -33,14 +33,6 @@ _TEST = {
     'linear_probe_accuracy': 'linear probe',
     'nmi': 'NMI',
 }
-_UNSEEN = {
-    'test/precision_at_10': 'seen classes, precision at 10',
-    'unseen/precision_at_10': 'unseen classes, precision at 10',
-    'all/precision_at_10': 'all classes, precision at 10',
-    'no_match/auroc': 'AUROC, unseen against seen',
-    'no_match/precision': 'no match: precision',
-    'no_match/recall': 'no match: recall',
-}
 
 
 @dataclasses.dataclass
@@ -263,15 +255,17 @@ def unseen_table(subsets: list[Subset]) -> Table:
     rows = [
         [
             str(len(subset.class_names)),
-            *(spread(subset.final(name)) for name in _UNSEEN),
-            spread(subset.final('no_match/threshold'), '.4f', 1),
+            *(
+                spread(subset.final(name), '.4f', 1) if name == 'no_match/threshold' else spread(subset.final(name))
+                for name in report.UNSEEN
+            ),
         ]
         for subset in subsets
         if subset.described['unseen_class_names']
     ]
     return Table(
         'Classes never seen (%)',
-        ['classes seen', *_UNSEEN.values(), 'threshold'],
+        ['classes seen', *report.UNSEEN.values()],
         rows,
         'Test images at the chosen epochs. Retrieval is among the images of the classes named. An image matches '
         'nothing where its 10th nearest training image is less similar than the threshold, which 5 % of the validation '

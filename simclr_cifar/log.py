@@ -119,7 +119,7 @@ class Log:
         for kind, line in found.items():
             if (run, kind) not in self._warned:
                 self._warned.add((run, kind))
-                self._print(f'warning: {run.path.name}: {line}')
+                self._print(f'warning: {self._named(run)}{line}')
 
     def evaluation(self, run: RunFolder, epoch: int, figures: dict[str, float]) -> None:
         """Records the figures of an evaluated epoch."""
@@ -130,8 +130,11 @@ class Log:
             for name, value in figures.items()
             if name.startswith(('validation/', 'test/')) and name.endswith(headlines)
         )
-        self._print(f'evaluated {run.path.name}, epoch {epoch}  {told}')
+        self._print(f'evaluated {self._named(run)}epoch {epoch}  {told}')
         self._read = time.monotonic()
+
+    def _named(self, run: RunFolder) -> str:
+        return f'{run.path.name}, ' if len(self._runs) > 1 else ''
 
     def _write_events(self, run: RunFolder, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

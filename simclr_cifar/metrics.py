@@ -14,7 +14,7 @@ from simclr_cifar import neighbours, objectives, sampling
 
 KNN_K = 200
 RECALL_AT = (1, 2, 4, 8)
-_KMEANS_STARTS = 4
+_KMEANS_STARTS = 10
 
 
 def retrieval(
@@ -32,8 +32,8 @@ def retrieval(
       gallery_labels: int [N]; None with gallery_embeddings.
 
     Returns:
-      The means of `from_neighbours`' figures and knn_accuracy_k200: the share of queries whose class is the most frequent among
-      their 200 nearest (all, where there are fewer; the lower label wins a tie).
+      The means of `from_neighbours`' figures and knn_accuracy_k200: the share of queries whose class is the most
+      frequent among their 200 nearest (all, where there are fewer; the lower label wins a tie).
     """
     leave_one_out = gallery_embeddings is None
     gallery_labels = query_labels if leave_one_out else gallery_labels
@@ -186,7 +186,8 @@ def pair_loss(embeddings: np.ndarray, labels: np.ndarray, temperature: float, nu
       num_groups: how many groups are drawn.
     """
     index = sampling.class_index(labels, 1 + np.max(labels))
-    return float(np.mean(_group_losses(embeddings, index, temperature, num_groups), dtype=np.float64))
+    losses = np.asarray(_group_losses(embeddings, index, temperature, num_groups))
+    return float(np.mean(losses, dtype=np.float64))
 
 
 @functools.partial(jax.jit, static_argnames='num_groups')

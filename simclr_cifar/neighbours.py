@@ -35,7 +35,7 @@ def top_k(queries: np.ndarray, gallery: np.ndarray | None, k: int) -> tuple[np.n
     if not 1 <= k <= len(gallery) - exclude_self:
         raise ValueError(f'k={k}: must be between 1 and the {len(gallery) - exclude_self} gallery items')
     gallery_chunk = min(_GALLERY_CHUNK, -(-len(gallery) // 256) * 256)
-    items = jnp.asarray(_pad(gallery, gallery_chunk)).reshape(-1, gallery_chunk, gallery.shape[1])
+    items = _pad(gallery, gallery_chunk).reshape(-1, gallery_chunk, gallery.shape[1])
     search = _search_on_host if _select_on_host() else _search_on_device
     similarities, indices = zip(*search(queries, items, len(gallery), k, exclude_self), strict=True)
     return np.concatenate(similarities)[: len(queries)], np.concatenate(indices)[: len(queries)]
@@ -64,6 +64,7 @@ def _similarities(queries, items):
 
 def _search_on_device(queries, gallery, gallery_size, k, exclude_self):
     """queries [Q, D], gallery [chunks, N, D] -> chunks of (similarities [Q, k], indices [Q, k])."""
+    gallery = jnp.asarray(gallery)
     for start, chunk in _query_chunks(queries, _QUERY_CHUNK):
         yield _top_k_of_chunk(chunk, gallery, start, gallery_size, k, exclude_self)
 
@@ -80,6 +81,8 @@ def _top_k_of_chunk(queries, gallery, first_query, gallery_size, k, exclude_self
         left_out = (item_index >= gallery_size)[None, :]
         if exclude_self:
             left_out |= query_index[:, None] == item_index[None, :]
+        # lax.top_k takes 0 for more than -0.
+        similarities = jnp.where(similarities == 0, 0, similarities)
         similarities = jnp.where(left_out, -jnp.inf, similarities)
         # lax.top_k puts the earlier of equals first, and the best so far come from lower indices.
         of_chunk, position = lax.top_k(similarities, min(k, chunk_size))
@@ -95,15 +98,22 @@ def _top_k_of_chunk(queries, gallery, first_query, gallery_size, k, exclude_self
 
 def _search_on_host(queries, gallery, gallery_size, k, exclude_self):
     """As `_search_on_device`, with the similarities alone computed by XLA."""
+    gallery_chunks = [jnp.asarray(items) for items in gallery]
     buffer = None
 
     def select(similarities, first_query, first_item, best, start):
         """Merges into best, the keys of some queries, those of one chunk of the gallery."""
         rows = similarities[start : start + _ROW_BLOCK]
         # Written so that a NaN is a candidate: k of them are found, come what may.
-        candidates = ~(rows < _bounds(rows, k + exclude_self)[:, None])
+        enough = k + exclude_self
+        bounds = _bounds(rows, enough)
+        candidates = ~(rows < bounds[:, None])
         for query, row in enumerate(rows, start):
             items = np.flatnonzero(candidates[query - start])
+            if len(items) > 4 * enough:
+                # Collapsed embeddings: of what equals the bound, the first are enough.
+                equal = row[items] == bounds[query - start]
+                items = items[~equal | (np.cumsum(equal) <= enough)]
             if exclude_self:
                 items = items[items != first_query + query - first_item]
             keys = np.concatenate([best[query], _keys(row[items], first_item + items)])
@@ -114,13 +124,13 @@ def _search_on_host(queries, gallery, gallery_size, k, exclude_self):
         for first_query, chunk in _query_chunks(queries, _HOST_QUERY_CHUNK):
             if buffer is None:
                 buffer = jnp.empty((len(chunk), gallery.shape[1]), jnp.float32)
-            best = [np.empty(0, np.int64)] * len(chunk)
-            for number, items in enumerate(gallery):
+            best = [np.empty(0, np.int64)] * min(len(chunk), len(queries) - first_query)
+            for number, items in enumerate(gallery_chunks):
                 first_item = number * len(items)
                 buffer = _similarities_into(buffer, chunk, items)
-                similarities = np.asarray(buffer)[:, : gallery_size - first_item]
+                similarities = np.asarray(buffer)[: len(best), : gallery_size - first_item]
                 of_chunk = functools.partial(select, similarities, first_query, first_item, best)
-                list(pool.map(of_chunk, range(0, len(chunk), _ROW_BLOCK)))
+                list(pool.map(of_chunk, range(0, len(best), _ROW_BLOCK)))
                 # The buffer is written again only where nothing else refers to it.
                 del similarities, of_chunk
             yield _from_keys(np.stack(best))
@@ -136,7 +146,8 @@ def _bounds(rows: np.ndarray, k: int) -> np.ndarray:
     """Returns for each row a number that its k largest items reach, and few others: float32 [R]."""
     num_items = rows.shape[1]
     k = min(k, num_items)
-    # k groups whose largest items reach it hold k such items, and there are fewer groups than items to select from.
+    # k groups whose largest items reach it hold k such items, and the groups are far fewer than the items. A group's
+    # items lie apart, as the similar ones may lie together.
     size = max(1, num_items // (2 * k))
     num_groups = num_items // size
     largest = rows[:, : size * num_groups].reshape(len(rows), size, num_groups).max(axis=1)

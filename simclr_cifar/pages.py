@@ -11,7 +11,8 @@ from PIL import Image
 
 from simclr_cifar.files import write
 
-# WebP codes blocks of 16x16 pixels; a picture that filled part of one would share it with its neighbour.
+# WebP codes blocks of 16x16 pixels; a picture that filled part of one would share it with its neighbour. At 85 the mean
+# error of CIFAR's pictures is 3 of 255; what is left of bleeding is some colour in a tile's outermost pixels.
 _BLOCK = 16
 _WEBP_QUALITY = 85
 _TSNE_ITERATIONS = 500
@@ -43,8 +44,8 @@ def _environment() -> jinja2.Environment:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """Returns a share in percent, '12.3 %'; '–' where it is no number."""
-    return f'{100 * value:.{digits}f} %' if math.isfinite(value) else '–'
+    """Returns a share in percent, '12.3 %', or a dash where it is no number."""
+    return f'{100 * value:.{digits}f} %' if math.isfinite(value) else '\N{EN DASH}'
 
 
 def thousands(value: int) -> str:
@@ -156,9 +157,7 @@ def explorer(
         'split': split,
         'confusions': headings,
         'mistakes': _mistakes(counts),
-        'points': [
-            (*place, labels[picture], vote) for place, picture, vote in zip(places, shown, votes, strict=True)
-        ],
+        'points': [(*place, labels[picture], vote) for place, picture, vote in zip(places, shown, votes, strict=True)],
         'width': _WIDTH,
         'height': _HEIGHT,
         'client': {

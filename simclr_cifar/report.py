@@ -1,7 +1,5 @@
 """From a run's files to figures/*.png and report.html, one page that opens offline. Reads files only."""
 
-import numpy as np
-
 from simclr_cifar import figures, pages
 from simclr_cifar.files import RunFolder, write
 
@@ -29,6 +27,15 @@ HEADLINES = {
     'knn_accuracy_k200': ('kNN accuracy', 'vote of the 200 nearest training images'),
     'linear_probe_accuracy': ('linear probe', 'ridge regression on the training embeddings'),
     'map_at_r': ('MAP@R', 'ranking quality over all images of the class'),
+}
+UNSEEN = {
+    'test/precision_at_10': 'seen classes, precision at 10',
+    'unseen/precision_at_10': 'unseen classes, precision at 10',
+    'all/precision_at_10': 'all classes, precision at 10',
+    'no_match/auroc': 'AUROC, unseen against seen',
+    'no_match/precision': 'no match, precision',
+    'no_match/recall': 'no match, recall',
+    'no_match/threshold': 'no match, threshold',
 }
 
 
@@ -62,21 +69,36 @@ def write_report(run: RunFolder) -> None:
     for name, figure in drawn.items():
         write(run.figures / f'{name}.png', figures.png(figure))
 
+    unseen, verdict = _unseen(final), _overfitting(final)
+    contents = [('curves', 'Curves'), ('milestones', 'Milestones')]
+    contents += [('overfitting', 'Overfitting')] if verdict else []
+    contents += [('unseen', 'Unseen classes')] if unseen else []
+    contents += [('explorer-confusion', 'Confusion'), ('explorer-gallery', 'Gallery'), ('explorer-projection', 'Map')]
+    contents += [('run', 'The run'), ('figures', 'All figures')]
+    heads, rows = _milestones(history, evaluations, known)
+    chosen = f'Figures of epoch {epoch}'
+    if verdict:
+        chosen += f', the best on validation images; the last is {final["last_epoch"]}'
     pages.render(
         'report.html',
         run.report,
         title=title,
+        contents=contents,
         run=described,
-        final=final,
-        curves={name: figures.svg(curve) for name, curve in curves.items()},
-        headlines=_headlines(final),
-        held_out=figures.held_out(evaluations),
-        milestones=_milestone_rows(history, evaluations, known),
-        metrics={name: label for name, (label, _) in HEADLINES.items()},
-        reference=known,
-        explorer=explorer(run),
+        chosen=f'{chosen}.',
         seconds=sum(row['seconds'] for row in history),
         epochs_trained=int(history[-1]['epoch']) if history else 0,
+        headlines=_headlines(final),
+        curves={name: figures.svg(curve) for name, curve in curves.items()},
+        reference=known,
+        held_out=figures.held_out(evaluations),
+        milestone_heads=heads,
+        milestones=rows,
+        overfitting=verdict,
+        unseen=unseen,
+        explorer=explorer(run),
+        details=_details(described),
+        final=final,
     )
 
 
@@ -109,23 +131,72 @@ def _headlines(final: dict[str, float]) -> list[tuple[str, str, str]]:
         note = 'what the seed report calls accuracy'
         cards.append(('training batches, accuracy', f'{100 * final["train/accuracy"]:.1f} %', note))
     if 'overfitting/seen' in final:
-        fall, low, high = (100 * final[f'overfitting/fall{bound}'] for bound in ('', '_low', '_high'))
-        verdict = 'seen' if final['overfitting/seen'] else 'not seen'
-        note = f'validation precision at 10 falls by {fall:.1f} points [{low:.1f}, {high:.1f}] from its peak to the end'
-        cards.append(('overfitting', verdict, note))
+        fall = 100 * final['overfitting/fall']
+        cards.append(
+            (
+                'overfitting',
+                'seen' if final['overfitting/seen'] else 'not seen',
+                f'validation precision at 10 falls by {fall:.1f} points from its peak to the end',
+            )
+        )
     return cards
 
 
-def _milestone_rows(history: list[dict], evaluations: dict[int, dict], known: dict) -> list[dict]:
+def _milestones(history: list[dict], evaluations: dict[int, dict], known: dict) -> tuple[list[str], list[list[str]]]:
+    """Returns the heads and rows of the table of milestones."""
     by_epoch = {int(row['epoch']): row for row in history}
     split = figures.held_out(evaluations)
+    rows = []
+    for epoch, values in evaluations.items():
+        row, (loss, accuracy) = by_epoch.get(epoch), known.get(epoch, (None, None))
+        cells = [f'{row["loss"]:.4f}', f'{100 * row["accuracy"]:.2f}'] if row else ['', '']
+        if loss:
+            cells = [f'{cells[0]} ({loss:.4f})', f'{cells[1]} ({accuracy:.2f})']
+        held_out = [values.get(f'{split}/{name}') for name in HEADLINES]
+        rows.append([str(epoch), *cells, *('' if value is None else f'{100 * value:.2f}' for value in held_out)])
+    return ['epoch', 'training loss', 'training accuracy', *(label for label, _ in HEADLINES.values())], rows
+
+
+def _overfitting(final: dict[str, float]) -> dict | None:
+    """Returns a sentence and rows of (quantity, mean, interval); None of a run without validation images."""
+    if 'overfitting/seen' not in final:
+        return None
+    peak, last = (final[f'overfitting/{name}_epoch'] for name in ('peak', 'last'))
+    labels = {
+        'gap_at_peak': f'training less validation images, epoch {peak}',
+        'gap_at_last': f'training less validation images, epoch {last}',
+        'widening': f'the gap widens from epoch {peak} to {last} by',
+        'fall': f'validation images fall from epoch {peak} to {last} by',
+    }
+    rows = []
+    for name, label in labels.items():
+        mean, low, high = (100 * final[f'overfitting/{name}{bound}'] for bound in ('', '_low', '_high'))
+        rows.append((label, f'{mean:.2f}', f'{low:.2f} to {high:.2f}'))
+    sentence = f'Validation images are best at epoch {peak}. ' + (
+        'Overfitting is seen: from there to the last epoch they fall by more than chance.'
+        if final['overfitting/seen']
+        else 'No overfitting seen: from there to the last epoch they do not fall by more than chance.'
+    )
+    return {'sentence': sentence, 'rows': rows}
+
+
+def _unseen(final: dict[str, float]) -> list[tuple[str, str]]:
+    """Returns rows of (what, value), none where every class was seen."""
     return [
-        {
-            'epoch': epoch,
-            'loss': by_epoch.get(epoch, {}).get('loss'),
-            'accuracy': by_epoch.get(epoch, {}).get('accuracy'),
-            'reference': known.get(epoch),
-            **{name: values.get(f'{split}/{name}', np.nan) for name in HEADLINES},
-        }
-        for epoch, values in evaluations.items()
+        (label, f'{final[name]:.4f}' if name == 'no_match/threshold' else f'{100 * final[name]:.2f} %')
+        for name, label in UNSEEN.items()
+        if name in final and 'no_match/auroc' in final
+    ]
+
+
+def _details(described: dict) -> list[tuple[str, object]]:
+    def told(value):
+        return ', '.join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return [
+        ('config', f'{described["name"]}, fingerprint {described["fingerprint"]}'),
+        *((name, told(value)) for name, value in described['config'].items()),
+        ('devices', described['devices']),
+        *described['versions'].items(),
+        ('git commit', described['git_commit']),
     ]

@@ -11,6 +11,20 @@ from simclr_cifar import figures, findings, pages, report
 from simclr_cifar.files import StudyFolder, write
 from simclr_cifar.findings import Subset, Table, spread
 
+_CONTENTS = (
+    ('conclusions', 'Conclusions'),
+    ('tables', 'Tables'),
+    ('curves', 'Curves'),
+    ('test', 'Test'),
+    ('overfitting', 'Overfitting'),
+    ('confusion', 'Confusion'),
+    ('classes', 'Classes'),
+    ('unseen', 'Unseen classes'),
+    ('duplicates', 'Near-duplicates'),
+    ('explorers', 'Images'),
+    ('runs', 'Runs'),
+)
+
 
 def write_study(folder: StudyFolder) -> None:
     """Writes study.csv, study.md and study.html of a study whose runs are finished.
@@ -31,25 +45,50 @@ def write_study(folder: StudyFolder) -> None:
     }
     write(folder.table, _csv(subsets))
     write(folder.text, _markdown(subsets, claims, sections))
-    curves = []
+    curves = {}
     for subset in subsets:
-        title, chance = f'{len(subset.class_names)} classes', subset.described['chance_loss']
-        curves += [
-            figures.loss_curve(title, subset.histories, chance, subset.reference),
-            figures.accuracy_curve(title, subset.histories, subset.evaluations, chance, subset.reference),
-        ]
+        title = f'{len(subset.class_names)} classes'
+        drawn = subset.described['chance_loss'], subset.reference
+        loss = figures.loss_curve(f'{title}: training loss', subset.histories, *drawn)
+        accuracy = figures.accuracy_curve(f'{title}: accuracy', subset.histories, subset.evaluations, *drawn)
+        curves |= {f'{title}: training loss by epoch': loss, f'{title}: accuracy by epoch': accuracy}
+    has_unseen = bool(sections['unseen'][0].rows)
     pages.render(
         'study.html',
         folder.page,
+        title=_title(subsets),
+        contents=[(name, label) for name, label in _CONTENTS if name != 'unseen' or has_unseen],
         described=described,
         subsets=subsets,
+        headlines=_headlines(subsets),
         claims=claims,
         sections=sections,
-        curves=[figures.svg(curve) for curve in curves],
-        headlines=_headlines(subsets),
-        explorers={subset.name: report.explorer(subset.runs[0]) for subset in subsets},
+        curves={title: figures.svg(curve) for title, curve in curves.items()},
         duplicates=_duplicate_pairs(subsets),
+        explorers={subset.name: report.explorer(subset.runs[0]) for subset in subsets},
+        runs=_runs(subsets),
     )
+
+
+def _title(subsets: list[Subset]) -> str:
+    return f'The class-subset study on {subsets[0].described["config"]["dataset"]}'
+
+
+def _runs(subsets: list[Subset]) -> list[list[str]]:
+    """Returns a row for each run; the minutes are those of the program that trains a subset's seeds together."""
+    return [
+        [
+            f'{len(subset.class_names)} classes, seed {seed}',
+            f'{subset.name}/{run.path.name}',
+            f'{history[-1]["epoch"]:.0f}',
+            f'{sum(row["seconds"] for row in history) / 60:.1f}',
+            subset.described['devices'],
+            subset.described['versions']['jax'],
+            subset.described['git_commit'][:12],
+        ]
+        for subset in subsets
+        for seed, run, history in zip(subset.seeds, subset.runs, subset.histories, strict=True)
+    ]
 
 
 def _headlines(subsets: list[Subset]) -> list[tuple[str, str, str]]:
@@ -69,7 +108,7 @@ def _headlines(subsets: list[Subset]) -> list[tuple[str, str, str]]:
 def _markdown(subsets: list[Subset], claims: list[tuple[str, str]], sections: dict[str, list[Table]]) -> str:
     described, seeds = subsets[0].described, subsets[0].seeds
     lines = [
-        f'# The class-subset study on {described["config"]["dataset"]}',
+        f'# {_title(subsets)}',
         '',
         f'{described["description"]} Seeds: {", ".join(map(str, seeds))}'
         + ('; mean ± standard deviation over seeds.' if len(seeds) > 1 else '.')

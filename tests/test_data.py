@@ -286,8 +286,31 @@ def test_splits_of_a_config(small_cifar10, cache_dir):
     config = config_lib.defaults()
     config.update(classes='truck,cat', validation_fraction=0.1)
     splits = data.load_splits(config, small_cifar10, cache_dir)
-    assert {name: len(split.labels) for name, split in splits.items()} == {'train': 90, 'test': 20, 'validation': 10}
-    assert all(split.class_names == ('truck', 'cat') for split in splits.values())
+    assert {name: len(split.labels) for name, split in splits.items()} == {
+        **{'train': 90, 'test': 20, 'validation': 10},
+        **{'train_sample': 10, 'unseen': 80},
+    }
+    np.testing.assert_array_equal(np.bincount(splits['train_sample'].labels), [5, 5])
+    trained = {image.tobytes() for image in splits['train'].images}
+    assert {image.tobytes() for image in splits['train_sample'].images} <= trained
+    assert not {image.tobytes() for image in splits['validation'].images} & trained
+    assert splits['unseen'].class_names == ('airplane', 'automobile', 'bird', 'deer', 'dog', 'frog', 'horse', 'ship')
+    np.testing.assert_array_equal(np.bincount(splits['unseen'].labels), [10] * 8)
+    seen = [split.class_names for name, split in splits.items() if name != 'unseen']
+    assert set(seen) == {('truck', 'cat')}
     config.validation_fraction = 0.02
     with pytest.raises(InputError, match='validation image'):
         data.load_splits(config, small_cifar10, cache_dir)
+
+
+def test_a_class_has_the_same_validation_images_in_every_subset_and_seed(small_cifar10, cache_dir):
+    def cats(**fields):
+        config = config_lib.defaults()
+        config.update({'validation_fraction': 0.1} | fields)
+        validation = data.load_splits(config, small_cifar10, cache_dir)['validation']
+        return validation.images[validation.labels == validation.class_names.index('cat')]
+
+    expected = cats()
+    np.testing.assert_array_equal(cats(classes='truck,cat'), expected)
+    np.testing.assert_array_equal(cats(num_classes=4, seed=5), expected)
+    assert not np.array_equal(cats(split_seed=1), expected)

@@ -1,17 +1,20 @@
 import itertools
+import math
 
 import jax
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.metrics import (
+    adjusted_mutual_info_score,
+    confusion_matrix,
+    normalized_mutual_info_score,
+    roc_auc_score,
+)
 from sklearn.neighbors import KNeighborsClassifier
 
 from simclr_cifar import metrics, objectives, sampling
-
-
-def unit(rng, *shape):
-    vectors = rng.normal(size=shape)
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def clustered(seed, counts, dim=4, spread=1.2):
@@ -49,11 +52,30 @@ def test_a_case_by_hand():
     # Neighbours of two queries; class 0 has 3 relevant items, class 1 has 2.
     found = np.array([[0, 1, 0, 0, 1], [0, 1, 0, 0, 1]])
     figures = metrics.from_neighbours(found, np.array([0, 1]), np.array([3, 2]))
-    assert figures['precision_at_1'] == 0.5
-    assert figures['precision_at_10'] == pytest.approx((3 / 5 + 2 / 5) / 2)
-    assert figures['recall_at_2'] == 1
-    assert figures['r_precision'] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert figures['map_at_r'] == pytest.approx(((1 / 1 + 2 / 3) / 3 + (1 / 2) / 2) / 2)
+    np.testing.assert_array_equal(figures['precision_at_1'], [1, 0])
+    np.testing.assert_allclose(figures['precision_at_10'], [3 / 5, 2 / 5])
+    np.testing.assert_array_equal(figures['recall_at_1'], [1, 0])
+    np.testing.assert_array_equal(figures['recall_at_2'], [1, 1])
+    np.testing.assert_allclose(figures['r_precision'], [2 / 3, 1 / 2])
+    np.testing.assert_allclose(figures['map_at_r'], [(1 / 1 + 2 / 3) / 3, (1 / 2) / 2])
+
+
+def test_a_query_that_nothing_answers_has_no_figures_and_is_left_out_of_means():
+    found = np.array([[0, 1, 1], [0, 1, 1], [1, 0, 0]])
+    figures = metrics.from_neighbours(found, np.array([0, 2, 1]), np.array([1, 0, 2]))
+    for name, values in figures.items():
+        assert values.dtype == np.float64 and values.shape == (3,)
+        np.testing.assert_array_equal(np.isnan(values), [False, True, False], err_msg=name)
+    assert metrics.mean(figures['r_precision']) == pytest.approx((1 + 1 / 2) / 2)
+    none = metrics.from_neighbours(found, np.array([2, 2, 2]), np.array([0, 0, 0]))
+    assert all(math.isnan(metrics.mean(values)) for values in none.values())
+
+
+def test_classes_weigh_the_same_in_a_class_mean():
+    # Class 1 has no images.
+    assert metrics.class_mean(np.array([1.0, 0.0, 0.5, 0.25]), np.array([0, 2, 0, 0])) == pytest.approx(
+        (7 / 12 + 0) / 2
+    )
 
 
 @pytest.mark.parametrize('leave_one_out', [True, False])
@@ -72,6 +94,62 @@ def test_retrieval_equals_the_loops_and_scikit_learn(leave_one_out):
     expected['knn_accuracy_k200'] = np.mean(votes == query_labels)
     assert figures == pytest.approx(expected, abs=1e-9)
     assert 0 < figures['map_at_r'] < figures['r_precision'] < figures['recall_at_8'] < 1 or leave_one_out
+
+
+def on_a_grid(kind, seed, counts):
+    """Embeddings whose similarities are exact in float32, so that every implementation sees the same ties."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    shape = (len(labels), 6)
+    if kind == 'random':
+        return (np.round(64 * rng.normal(size=shape)) / 64).astype(np.float32), labels
+    if kind == 'clustered':
+        centres = 2 * np.random.default_rng(0).normal(size=(len(counts), 6))
+        return (np.round(64 * (centres[labels] + rng.normal(size=shape))) / 64).astype(np.float32), labels
+    if kind == 'tied':
+        return rng.integers(-1, 2, shape).astype(np.float32), labels
+    few = np.round(64 * rng.normal(size=(20, 6))) / 64  # 'duplicated'
+    return few[rng.integers(0, 20, len(labels))].astype(np.float32), labels
+
+
+def accuracy_calculator(k, num_starts=10):
+    """pytorch-metric-learning's figures, of neighbours by stable sorting and of scikit-learn's clusters."""
+    import torch
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    def nearest(queries, num_neighbours, references, references_include_queries):
+        similarities = queries.double() @ references.double().T
+        if references_include_queries:
+            similarities.fill_diagonal_(-torch.inf)
+        found = torch.sort(similarities, dim=1, descending=True, stable=True)
+        return found.values[:, :num_neighbours], found.indices[:, :num_neighbours]
+
+    def clusters(embeddings, num_clusters):
+        return torch.tensor(KMeans(num_clusters, n_init=num_starts, random_state=0).fit_predict(embeddings.numpy()))
+
+    return AccuracyCalculator(k=k, knn_func=nearest, kmeans_func=clusters, device=torch.device('cpu'))
+
+
+RETRIEVAL_NAMES = {
+    'precision_at_1': 'precision_at_1',
+    'r_precision': 'r_precision',
+    'mean_average_precision_at_r': 'map_at_r',
+}
+
+
+@pytest.mark.parametrize('k', ['max_bin_count', 249])
+@pytest.mark.parametrize('leave_one_out', [True, False])
+@pytest.mark.parametrize('kind', ['random', 'clustered', 'tied', 'duplicated'])
+def test_retrieval_equals_pytorch_metric_learning(kind, leave_one_out, k):
+    # The last class has one image: a lone query, where the queries are their own gallery.
+    queries, query_labels = on_a_grid(kind, 1, [120, 80, 49, 1])
+    gallery, gallery_labels = (None, None) if leave_one_out else on_a_grid(kind, 2, [100, 130, 70])
+    expected = accuracy_calculator(k).get_accuracy(
+        queries, query_labels, gallery, gallery_labels, include=tuple(RETRIEVAL_NAMES)
+    )
+    figures = metrics.retrieval(queries, query_labels, gallery, gallery_labels)
+    for theirs, ours in RETRIEVAL_NAMES.items():
+        assert figures[ours] == pytest.approx(expected[theirs], abs=1e-12), ours
 
 
 def test_a_small_gallery_votes_with_all_it_has():
@@ -108,16 +186,34 @@ def pair_accuracy_by_enumeration(embeddings, labels):
     return np.mean(right)
 
 
+def expected_accuracy(embeddings, labels):
+    return metrics.class_mean(metrics.pair_accuracy(embeddings, labels), labels)
+
+
 def test_pair_accuracy_is_the_mean_over_every_group():
     embeddings, labels = clustered(2, [4, 3, 2], dim=3)
-    assert metrics.pair_accuracy(embeddings, labels) == pytest.approx(pair_accuracy_by_enumeration(embeddings, labels))
+    assert expected_accuracy(embeddings, labels) == pytest.approx(pair_accuracy_by_enumeration(embeddings, labels))
+
+
+def test_pair_accuracy_is_each_anchor_s_own():
+    embeddings, labels = clustered(2, [4, 3, 2], dim=3)
+    similarities = embeddings @ embeddings.T
+    for anchor, value in enumerate(metrics.pair_accuracy(embeddings, labels)):
+        own = [i for i in np.flatnonzero(labels == labels[anchor]) if i != anchor]
+        others = [np.flatnonzero(labels == label) for label in range(3) if label != labels[anchor]]
+        right = [
+            all(similarities[anchor, positive] > similarities[anchor, list(negatives)])
+            for positive in own
+            for negatives in itertools.product(*others)
+        ]
+        assert value == pytest.approx(np.mean(right))
 
 
 def test_pair_accuracy_breaks_ties_as_the_objective_does():
     labels = np.array([0, 0, 1, 1, 1, 2, 2])
     embeddings = np.eye(2, dtype=np.float32)[[0, 0, 0, 1, 0, 0, 1]]
-    assert metrics.pair_accuracy(embeddings, labels) == pytest.approx(pair_accuracy_by_enumeration(embeddings, labels))
-    assert metrics.pair_accuracy(np.ones((7, 1), np.float32), labels) == pytest.approx(1 / 3)
+    assert expected_accuracy(embeddings, labels) == pytest.approx(pair_accuracy_by_enumeration(embeddings, labels))
+    assert expected_accuracy(np.ones((7, 1), np.float32), labels) == pytest.approx(1 / 3)
 
 
 def test_pair_accuracy_is_what_training_would_measure():
@@ -125,4 +221,144 @@ def test_pair_accuracy_is_what_training_would_measure():
     groups = np.arange(4000, dtype=np.int32)
     pairs = jax.jit(sampling.pairs)(jax.random.key(0), np.int32(0), groups, sampling.class_index(labels, 3))
     _, measured = objectives.anchor_positive(*(embeddings[np.asarray(part)] for part in pairs), 0.2)
-    assert metrics.pair_accuracy(embeddings, labels) == pytest.approx(float(measured), abs=0.02)
+    assert expected_accuracy(embeddings, labels) == pytest.approx(float(measured), abs=0.02)
+
+
+def group_loss(anchors, positives, temperature):
+    """The objective of one group in float64, anchor after anchor."""
+    losses = []
+    for own, anchor in enumerate(anchors.astype(np.float64)):
+        logits = [float(np.dot(anchor, positive)) / temperature for positive in positives.astype(np.float64)]
+        losses.append(math.log(sum(math.exp(logit) for logit in logits)) - logits[own])
+    return sum(losses) / len(losses)
+
+
+def test_pair_loss_is_the_mean_of_its_groups():
+    # Not a multiple of how many groups are computed at once.
+    embeddings, labels = clustered(4, [30, 50, 20])
+    groups = np.arange(300, dtype=np.int32)
+    pairs = jax.jit(sampling.pairs)(jax.random.key(0), np.int32(0), groups, sampling.class_index(labels, 3))
+    losses = [group_loss(embeddings[a], embeddings[p], 0.2) for a, p in zip(*map(np.asarray, pairs), strict=True)]
+    assert metrics.pair_loss(embeddings, labels, 0.2, num_groups=300) == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_pair_loss_estimates_the_mean_over_every_group():
+    embeddings, labels = clustered(2, [4, 3, 2], dim=3)
+    pairs_by_class = [list(itertools.permutations(np.flatnonzero(labels == label), 2)) for label in range(3)]
+    losses = [
+        group_loss(embeddings[[a for a, _ in group]], embeddings[[p for _, p in group]], 0.2)
+        for group in itertools.product(*pairs_by_class)
+    ]
+    standard_error = np.std(losses) / np.sqrt(4096)
+    assert metrics.pair_loss(embeddings, labels, 0.2) == pytest.approx(np.mean(losses), abs=4 * standard_error)
+    collapsed = np.ones((9, 1), np.float32)
+    assert metrics.pair_loss(collapsed, labels, 0.2) == pytest.approx(objectives.chance_loss(1, 3, 'group'))
+
+
+def test_auroc_equals_scikit_learn_s_with_ties():
+    rng = np.random.default_rng(5)
+    for high in (5, 10_000):
+        positives, negatives = rng.integers(2, high, 300), rng.integers(0, high, 200)
+        truth = np.repeat([1, 0], [300, 200])
+        expected = roc_auc_score(truth, np.concatenate([positives, negatives]))
+        assert metrics.auroc(positives, negatives) == pytest.approx(expected, abs=1e-12)
+    assert metrics.auroc(np.array([1.0]), np.array([1.0, 1.0])) == 0.5
+    assert metrics.auroc(np.array([2.0]), np.array([1.0, 2.0])) == 0.75
+    assert math.isnan(metrics.auroc(np.array([]), np.array([1.0])))
+
+
+@pytest.mark.parametrize('kind', ['random', 'clustered', 'tied', 'duplicated'])
+def test_clustering_equals_scikit_learn_and_pytorch_metric_learning(kind):
+    embeddings, labels = on_a_grid(kind, 6, [120, 80, 50, 40])
+    figures = metrics.clustering(embeddings, labels, 4)
+    clusters = KMeans(4, n_init=10, random_state=0).fit_predict(embeddings)
+    assert figures['nmi'] == pytest.approx(normalized_mutual_info_score(labels, clusters), abs=1e-12)
+    assert figures['ami'] == pytest.approx(adjusted_mutual_info_score(labels, clusters), abs=1e-12)
+    expected = accuracy_calculator(1).get_accuracy(embeddings, labels, include=('NMI', 'AMI'))
+    assert figures == pytest.approx({name.lower(): value for name, value in expected.items()}, abs=1e-12)
+    assert (figures['ami'] > 0.5) == (kind == 'clustered')
+
+
+def test_mutual_information_by_hand():
+    # Two far clusters over classes in the proportions 3 : 1 and 0 : 4.
+    embeddings = np.repeat([[0.0], [9.0]], 4, axis=0).astype(np.float32)
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    information = 3 / 8 * math.log(2 * 3 / 3) + 1 / 8 * math.log(2 * 1 / 5) + 4 / 8 * math.log(2 * 4 / 5)
+    entropies = math.log(2), -(3 / 8 * math.log(3 / 8) + 5 / 8 * math.log(5 / 8))
+    assert metrics.clustering(embeddings, labels, 2)['nmi'] == pytest.approx(information / (sum(entropies) / 2))
+
+
+def test_collapsed_embeddings_make_fewer_clusters():
+    labels = np.arange(60) % 3
+    nothing = {'nmi': 0, 'ami': 0}
+    assert metrics.clustering(np.ones((60, 4), np.float32), labels, 3) == pytest.approx(nothing, abs=1e-12)
+    # Two distinct points, three clusters.
+    figures = metrics.clustering(np.eye(2, dtype=np.float32)[np.minimum(labels, 1)], labels, 3)
+    assert 0.5 < figures['ami'] < figures['nmi'] < 1
+
+
+@pytest.mark.parametrize('num_classes', [2, 5])
+@pytest.mark.parametrize('ridge', [0.01, 1.0, 100.0])
+def test_linear_probe_equals_ridge_classifier(num_classes, ridge):
+    # Unequal classes and a common offset: the intercept matters.
+    embeddings, labels = clustered(7, list(range(60, 60 + 40 * num_classes, 40)), dim=6)
+    embeddings = embeddings + np.float32(0.7)
+    train, test = slice(0, len(labels) // 2), slice(len(labels) // 2, None)
+    expected = RidgeClassifier(ridge).fit(embeddings[train], labels[train]).predict(embeddings[test])
+    predicted = metrics.linear_probe(embeddings[train], labels[train], embeddings[test], num_classes, ridge)
+    np.testing.assert_array_equal(predicted, expected)
+    assert 1 < len(np.unique(predicted))
+
+
+def test_linear_probe_is_nearly_as_good_as_logistic_regression():
+    embeddings, labels = clustered(8, [300, 300, 300, 300], dim=6, spread=0.6)
+    train, test = slice(0, 600), slice(600, None)
+    logistic = LogisticRegression().fit(embeddings[train], labels[train]).score(embeddings[test], labels[test])
+    predicted = metrics.linear_probe(embeddings[train], labels[train], embeddings[test], 4)
+    assert np.mean(predicted == labels[test]) == pytest.approx(logistic, abs=0.03)
+    assert 0.6 < logistic < 1
+
+
+def test_linear_probe_of_collapsed_embeddings_predicts_the_most_frequent_class():
+    predicted = metrics.linear_probe(np.ones((5, 3), np.float32), np.array([0, 2, 2, 1, 2]), np.ones((2, 3)), 4)
+    np.testing.assert_array_equal(predicted, [2, 2])
+
+
+def test_alignment_and_uniformity_equal_double_loops():
+    # More images than are computed at once, and not a multiple of it.
+    embeddings, labels = clustered(9, [150, 100, 20, 1])
+    distances = np.array([[np.sum((x - y) ** 2) for y in embeddings.astype(float)] for x in embeddings.astype(float)])
+    different = ~np.eye(len(labels), dtype=bool)
+    same_class = (labels[:, None] == labels[None, :]) & different
+    assert metrics.alignment(embeddings, labels) == pytest.approx(np.mean(distances[same_class]), rel=1e-9)
+    expected = np.log(np.mean(np.exp(-2 * distances[different])))
+    assert metrics.uniformity(embeddings) == pytest.approx(expected, abs=1e-6)
+
+
+def test_alignment_and_uniformity_by_hand():
+    square = np.array([[1, 0], [-1, 0], [0, 1], [0, 1]], np.float32)
+    assert metrics.alignment(square, np.array([0, 0, 1, 1])) == pytest.approx((4 + 0) / 2)
+    # Of 6 pairs one is at distance 0, one at squared distance 4 and four at 2.
+    assert metrics.uniformity(square) == pytest.approx(math.log((1 + math.exp(-8) + 4 * math.exp(-4)) / 6), abs=1e-6)
+    assert metrics.uniformity(square[:2]) == pytest.approx(-8, abs=1e-5)
+    assert metrics.uniformity(np.ones((300, 1), np.float32)) == pytest.approx(0, abs=1e-6)
+    assert math.isnan(metrics.alignment(square, np.arange(4)))
+
+
+def test_effective_rank_by_hand():
+    assert metrics.effective_rank(np.tile(np.eye(5, dtype=np.float32), (3, 1))) == pytest.approx(5)
+    # Singular values 3 and 1.
+    expected = math.exp(-(3 / 4 * math.log(3 / 4) + 1 / 4 * math.log(1 / 4)))
+    assert metrics.effective_rank(np.diag([3.0, 1.0, 0.0])) == pytest.approx(expected)
+    one = np.random.default_rng(0).normal(size=(1, 8)).astype(np.float32)
+    assert metrics.effective_rank(np.tile(one, (400, 1))) == pytest.approx(1, abs=1e-9)
+    assert metrics.effective_rank(np.zeros((4, 3), np.float32)) == 1
+
+
+def test_effective_rank_is_the_entropy_of_singular_values():
+    # Not centred: a common offset counts.
+    embeddings = clustered(10, [50, 50], dim=7)[0] + np.float32(0.5)
+    shares = np.linalg.svd(embeddings.astype(float), compute_uv=False)
+    shares /= shares.sum()
+    expected = math.exp(-sum(share * math.log(share) for share in shares))
+    assert metrics.effective_rank(embeddings) == pytest.approx(expected, rel=1e-9)

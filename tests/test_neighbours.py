@@ -13,9 +13,15 @@ def by_sorting(queries, gallery, k, exclude_self):
     return np.take_along_axis(similarities, order, axis=1), order
 
 
+@pytest.fixture(params=[True, False], ids=['selected on the host', 'selected on the device'])
+def selection(request, monkeypatch):
+    monkeypatch.setattr(neighbours, '_select_on_host', lambda: request.param)
+
+
 @pytest.fixture(params=[(256, 256), (1024, 65536)], ids=['small chunks', 'one chunk'])
-def chunks(request, monkeypatch):
+def chunks(selection, request, monkeypatch):
     monkeypatch.setattr(neighbours, '_QUERY_CHUNK', request.param[0])
+    monkeypatch.setattr(neighbours, '_HOST_QUERY_CHUNK', request.param[0])
     monkeypatch.setattr(neighbours, '_GALLERY_CHUNK', request.param[1])
 
 
@@ -59,6 +65,53 @@ def test_all_but_the_query_can_be_asked_for(chunks):
     queries = np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32)
     _, indices = neighbours.top_k(queries, None, 4)
     assert [sorted(row) for row in indices.tolist()] == [[i for i in range(5) if i != query] for query in range(5)]
+
+
+def both_selections(monkeypatch, queries, gallery, k):
+    found = []
+    for on_host in (True, False):
+        monkeypatch.setattr(neighbours, '_select_on_host', lambda on_host=on_host: on_host)
+        found.append(neighbours.top_k(queries, gallery, k))
+    return found
+
+
+@pytest.mark.parametrize('exclude_self', [True, False])
+@pytest.mark.parametrize('kind', ['random', 'sorted', 'collapsed', 'signed zeros'])
+def test_both_selections_find_the_same_bit_by_bit(monkeypatch, kind, exclude_self):
+    # Several chunks, the last not full, and more neighbours than the last one holds.
+    monkeypatch.setattr(neighbours, '_GALLERY_CHUNK', 512)
+    rng = np.random.default_rng(4)
+    queries = rng.normal(size=(300, 8)).astype(np.float32)
+    gallery = rng.normal(size=(1300, 8)).astype(np.float32)
+    if kind == 'sorted':
+        gallery = gallery[np.argsort(gallery @ queries[0])]
+    if kind == 'collapsed':
+        queries, gallery = (np.tile(rows[:1], (len(rows), 1)) for rows in (queries, gallery))
+    if kind == 'signed zeros':
+        # Products with one coordinate keep a zero's sign.
+        queries, gallery = queries[:, :1], np.where(rng.random((1300, 1)) < 0.5, np.float32(0), np.float32(-0.0))
+    queries, gallery = (gallery, None) if exclude_self else (queries, gallery)
+    (similarities, indices), (expected_similarities, expected_indices) = both_selections(
+        monkeypatch, queries, gallery, 299
+    )
+    np.testing.assert_array_equal(similarities, expected_similarities)
+    np.testing.assert_array_equal(indices, expected_indices)
+    if kind == 'signed zeros' and not exclude_self:
+        np.testing.assert_array_equal(indices, np.tile(np.arange(299), (300, 1)))
+    assert similarities.dtype == np.float32 and indices.dtype == np.int32
+
+
+def test_what_is_not_a_number_ends_in_figures_not_in_an_error(chunks):
+    queries = np.random.default_rng(5).normal(size=(300, 4)).astype(np.float32)
+    queries[7] = np.nan
+    queries[250:] = np.nan
+    similarities, indices = neighbours.top_k(queries, None, 100)
+    assert similarities.shape == indices.shape == (300, 100)
+    assert indices.min() >= 0 and indices.max() < 300
+
+
+def test_a_cpu_selects_on_the_host():
+    assert neighbours._select_on_host()
 
 
 @pytest.mark.parametrize(('k', 'gallery'), [(0, 5), (6, 5), (5, None)])

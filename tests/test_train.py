@@ -76,10 +76,10 @@ def test_what_a_run_leaves(uninterrupted):
     assert json.loads(run.metrics.read_text()) == final
     assert final['epoch'] == 6
     assert final['train/loss'] == run.read_history()[-1]['loss']
-    assert {name for name in final if name.startswith('test/')} == {
-        *('test/precision_at_1', 'test/precision_at_10', 'test/r_precision', 'test/map_at_r'),
-        *('test/knn_accuracy_k200', 'test/pair_accuracy'),
-        *(f'test/recall_at_{k}' for k in (1, 2, 4, 8)),
+    assert {name.removeprefix('test/') for name in final if name.startswith('test/')} == {
+        *('precision_at_1', 'precision_at_10', 'r_precision', 'map_at_r', *(f'recall_at_{k}' for k in (1, 2, 4, 8))),
+        *('pair_accuracy', 'pair_loss', 'knn_accuracy_k200', 'linear_probe_accuracy', 'nmi', 'ami'),
+        *('alignment', 'uniformity', 'effective_rank'),
     }
     assert run.evaluated_epochs('test') == [2, 4, 6]
     assert checkpoint.saved_epochs(run.checkpoints) == [2, 4, 5, 6]
@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     def diverge(self, number, metrics):
         losses = np.array(metrics['loss'])
         if number == 4:
-            losses[3] = np.nan
+            losses[0, 3] = np.nan
         log_epoch(self, number, metrics | {'loss': losses})
 
     monkeypatch.setattr(log.Log, 'epoch', diverge)
@@ -201,18 +201,17 @@ def test_the_validation_split_chooses_and_the_test_split_is_scored_once(tmp_path
     seen = []
     evaluate_split = train.evaluate._evaluate_split
 
-    def record(name, *arguments):
+    def record(evaluation, name, *arguments):
         seen.append(name)
-        return evaluate_split(name, *arguments)
+        return evaluate_split(evaluation, name, *arguments)
 
     monkeypatch.setattr(train.evaluate, '_evaluate_split', record)
     run, final = start(config, tmp_path / 'run', make_splits(validation=True))
-    assert seen == ['validation'] * 3 + ['validation', 'test']
     validation = scores_at(run, 'validation/precision_at_10')
     assert final['epoch'] == max(validation, key=validation.get)
-    assert {epoch for epoch, score in scores_at(run, 'test/precision_at_10').items() if score is not None} == {
-        final['epoch']
-    }
+    tested = {final['epoch'], 6}
+    assert seen == ['validation'] * 3 + ['test'] * len(tested)
+    assert {epoch for epoch, score in scores_at(run, 'test/precision_at_10').items() if score is not None} == tested
 
     # Whatever the test images are, the same checkpoint is chosen, of the same parameters.
     noise = make_splits(validation=True)
@@ -234,7 +233,8 @@ def test_the_best_validation_checkpoint_is_chosen_the_earliest_of_equals(tmp_pat
     save = train.evaluate.save
 
     def save_wanted(run, epoch, evaluation, class_names):
-        evaluation.figures['validation/precision_at_10'] = wanted[epoch]
+        if 'validation/precision_at_10' in evaluation.figures:
+            evaluation.figures['validation/precision_at_10'] = wanted[epoch]
         save(run, epoch, evaluation, class_names)
 
     monkeypatch.setattr(train.evaluate, 'save', save_wanted)
@@ -266,3 +266,65 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):
     start(make_config(groups_per_batch=8, max_seconds=1e-9), tmp_path)
     _, final = start(config, tmp_path)
     assert final['epoch'] == 6
+
+
+def start_together(config, path, seeds, splits):
+    runs = {seed: files.RunFolder(path / f'seed_{seed}') for seed in seeds}
+    return runs, train.train(config, splits, runs)
+
+
+def test_seeds_trained_together_are_runs_of_their_own(tmp_path):
+    splits = make_splits(validation=True)
+    runs, finals = start_together(make_config(), tmp_path, [3, 8], splits)
+    for seed, run in runs.items():
+        alone, final = start(make_config(seed=seed), tmp_path / f'alone_{seed}', splits)
+        assert [row['loss'] for row in run.read_history()] == pytest.approx(
+            [row['loss'] for row in alone.read_history()], rel=1e-4
+        )
+        assert finals[seed]['epoch'] == final['epoch']
+        assert finals[seed]['test/pair_accuracy'] == pytest.approx(final['test/pair_accuracy'], abs=0.02)
+    assert finals[3]['train/loss'] != finals[8]['train/loss']
+
+
+@pytest.mark.parametrize('epoch', [3, 4])
+@pytest.mark.parametrize('seed', [3, 8])
+def test_seeds_killed_between_their_checkpoints_go_on_together(tmp_path, monkeypatch, epoch, seed):
+    splits = make_splits(validation=True)
+    whole, finals = start_together(make_config(), tmp_path / 'whole', [3, 8], splits)
+    save = checkpoint.Saver.save
+
+    def kill(self, number, state):
+        if number == epoch and self.directory.parent.name == f'seed_{seed}':
+            raise Killed
+        save(self, number, state)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint.Saver, 'save', kill)
+        start_together(make_config(), tmp_path / 'killed', [3, 8], splits)
+    runs, resumed = start_together(make_config(), tmp_path / 'killed', [3, 8], splits)
+    assert resumed == finals
+    for number, run in runs.items():
+        states = [
+            checkpoint.restore(each.checkpoints, 6, step.init_state(make_config(), (16, 16, 3), number))
+            for each in (run, whole[number])
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *states)
+        assert [row['epoch'] for row in run.read_history()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_last_epoch_is_tested_beside_the_chosen_one(tmp_path, monkeypatch):
+    wanted = {2: 0.9, 4: 0.5, 6: 0.1}
+    save = train.evaluate.save
+
+    def save_wanted(run, epoch, evaluation, class_names):
+        if 'validation/precision_at_10' in evaluation.figures:
+            evaluation.figures['validation/precision_at_10'] = wanted[epoch]
+        save(run, epoch, evaluation, class_names)
+
+    monkeypatch.setattr(train.evaluate, 'save', save_wanted)
+    run, final = start(make_config(), tmp_path, make_splits(validation=True))
+    assert (final['epoch'], final['last_epoch']) == (2, 6)
+    for name in ('test/precision_at_10', 'test/nmi'):
+        assert final[name] == scores_at(run, name)[2]
+        assert final[f'last/{name}'] == scores_at(run, name)[6]
+    assert final['overfitting/last_epoch'] == 6

@@ -1,0 +1,394 @@
+import base64
+import io
+import json
+import re
+import shutil
+import tempfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.select import Select
+
+from simclr_cifar import pages
+
+NAMES = ('<script>alert(1)</script>', 'a"b\'c<img src=x onerror=alert(1)>', 'cat & dog', 'W' * 60)
+C = len(NAMES)
+NEAREST = 'Classes of the 4 nearest test images'
+TEMPLATE = """
+{% extends 'base.html' %}
+{% import 'macros.html' as macros %}
+{% block content %}
+{{ macros.cards([(names[0], 0.1234, names[1]), ('seeds', '57.46 ± 0.31', '')]) }}
+{{ macros.figure('data:image/png;base64,', names[0], names[1]) }}
+{{ macros.figure('<svg viewBox="0 0 9 9"><path d="M0 0h9"/></svg>', 'A line.', names[1]) }}
+{{ macros.table(['class', names[0]], [[names[0], 1]], names[2]) }}
+{{ macros.matrix([[0, 0], [1, 199]], names[:2], 'Small', small=true) }}
+{% for id, data in explorers %}{{ macros.explorer(data, id) }}{% endfor %}
+{% endblock %}
+"""
+
+# Queries of the gallery: position, neighbours. Picture p is of class p % C.
+GALLERY = [(0, [1, 2, 3, 5]), (1, [4, 5, 6, 7]), (6, [2, 10, 3, 7]), (3, [7, 11, 15, 19]), (4, [0, 8, 12, 1])]
+# Pairs of the cells, most similar first within a cell; cell (0, 3) has a count and no pair, (1, 0) neither.
+CELLS = [(0, 1, 0.99), (4, 5, 0.98), (8, 1, 0.5), (0, 4, 0.97), (2, 3, 0.96), (3, 7, 0.95)]
+
+
+def smooth_images(count, height=32, width=32, channels=3):
+    """Pictures unlike each other that WebP can code well: uint8 [count, height, width, channels]."""
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 256, (count, 2, 2, channels)).astype(np.float64)
+    down, right = np.linspace(0, 1, height), np.linspace(0, 1, width)
+    return np.einsum('nabc,ah,bw->nhwc', corners, [1 - down, down], [1 - right, right]).astype(np.uint8)
+
+
+def tiles_of(atlas):
+    """Returns the pictures of an atlas, uint8 [rows * columns, height, width, 3], as CSS cuts them out."""
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(atlas['uri'].partition(',')[2]))).convert('RGB'))
+    return np.stack(
+        [
+            pixels[top : top + atlas['height'], left : left + atlas['width']]
+            for top in range(0, atlas['rows'] * atlas['tile_height'], atlas['tile_height'])
+            for left in range(0, atlas['columns'] * atlas['tile_width'], atlas['tile_width'])
+        ]
+    )
+
+
+def make_explorer(channels=3, names=NAMES):
+    count = 24
+    projection = np.stack([np.arange(12) % 4, np.arange(12) // 4], axis=1) * 10.0
+    rng = np.random.default_rng(0)
+    pictures = {
+        'image_index': np.arange(count) * 3 + 100,
+        'image_label': np.arange(count) % C,
+        'images': smooth_images(count, channels=channels),
+        'gallery_query': np.array([query for query, _ in GALLERY]),
+        'gallery_neighbours': np.array([found for _, found in GALLERY]),
+        'gallery_similarities': -np.sort(-rng.uniform(0, 1, (len(GALLERY), 4)).astype(np.float32)),
+        'cell_query': np.array([query for query, _, _ in CELLS]),
+        'cell_neighbour': np.array([neighbour for _, neighbour, _ in CELLS]),
+        'cell_similarity': np.array([similarity for _, _, similarity in CELLS], np.float32),
+        'projection_picture': np.arange(12) + 6,
+        'projection_vote': (np.arange(12) + 6) % C - (np.arange(12) == 5),
+        'projection_embedding': rng.normal(size=(12, 8)).astype(np.float32),
+    }
+    counts = np.array([[5, 1234, 0, 3], [0, 8, 0, 0], [1, 1, 6, 2], [0, 0, 0, 9]])
+    votes = np.eye(C, dtype=int)
+    return pages.explorer(pictures, {NEAREST: counts, 'Vote': votes}, list(names), 'test', projection)
+
+
+def render(explorers):
+    contents = [(f'{name}-gallery', NAMES[0]) for name, _ in explorers]
+    template = pages._environment().from_string(TEMPLATE)
+    return template.render(title=NAMES[0], names=NAMES, contents=contents, explorers=explorers)
+
+
+@pytest.fixture(scope='module')
+def page():
+    return render([('first', make_explorer()), ('second', make_explorer(channels=1))])
+
+
+@pytest.mark.parametrize('shape', [(7, 32, 32, 3), (5, 8, 8, 1), (6, 20, 28, 3), (1, 32, 32, 3)])
+def test_every_picture_is_read_back_from_its_own_tile(shape):
+    images = smooth_images(*shape)
+    atlas = pages.picture_atlas(images)
+    tiles = tiles_of(atlas)[: len(images)].astype(int)
+    errors = np.abs(tiles[:, None] - images[None].astype(int)).mean(axis=(2, 3, 4))
+    assert np.all(np.diagonal(errors) < 4)
+    np.testing.assert_array_equal(np.argmin(errors, axis=1), np.arange(len(images)))
+
+
+@pytest.mark.parametrize('side', [8, 20, 32])
+@pytest.mark.parametrize(
+    ('colours', 'border'),
+    # WebP has half as many pixels of colour as of brightness, and a decoder blends them at a tile's edge.
+    [([[0, 0, 0], [255, 255, 255], [90, 90, 90]], 0), ([[255, 0, 0], [0, 0, 255], [0, 255, 0]], 1)],
+)
+def test_tiles_do_not_bleed_into_each_other(side, colours, border):
+    colours = np.array(colours, np.uint8)[np.arange(20) % 3]
+    images = np.broadcast_to(colours[:, None, None], (20, side, side, 3))
+    errors = np.abs(tiles_of(pages.picture_atlas(images))[:20].astype(int) - images)
+    assert errors[:, border : side - border, border : side - border].max() < 16
+
+
+def test_no_picture_makes_an_empty_tile():
+    assert pages.picture_atlas(np.zeros((0, 32, 32, 3), np.uint8))['columns'] == 1
+
+
+def test_two_clusters_stay_apart():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    embeddings = np.eye(8, dtype=np.float32)[labels] + rng.normal(0, 0.1, (60, 8)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    points = pages.project(embeddings)
+    assert points.shape == (60, 2) and points.dtype == np.float64
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag(np.full(60, np.inf))
+    np.testing.assert_array_equal(labels[np.argmin(distances, axis=1)], labels)
+    across = distances[labels == 0][:, labels == 1]
+    np.fill_diagonal(distances, 0)
+    assert across.min() > distances[labels == 0][:, labels == 0].max() / 2
+    np.testing.assert_array_equal(points, pages.project(embeddings))
+
+
+@pytest.mark.parametrize('count', [0, 1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize('kind', ['random', 'equal', 'zero', 'two', 'flat'])
+def test_few_or_equal_embeddings_have_a_projection(count, kind):
+    embeddings = np.random.default_rng(0).normal(size=(count, 1 if kind == 'flat' else 8)).astype(np.float32)
+    if kind == 'equal':
+        embeddings[:] = embeddings[:1]
+    elif kind == 'zero':
+        embeddings[:] = 0
+    elif kind == 'two':
+        embeddings[::2] = embeddings[:1]
+        embeddings[1::2] = embeddings[1:2]
+    points = pages.project(embeddings)
+    assert points.shape == (count, 2)
+    assert np.all(np.isfinite(points))
+
+
+def test_an_explorer_is_fit_for_json():
+    data = make_explorer()
+    assert json.loads(json.dumps(data))['client']['labels'] == [position % C for position in range(24)]
+    assert data['client']['cells'][1] == [(0, 1, 0.99), (4, 5, 0.98), (8, 1, 0.5)]
+    assert data['mistakes'][0] == (0, 1, round(1234 / 1242, 4))
+    assert all(row != column and share for row, column, share in data['mistakes'])
+
+
+def test_points_fill_the_drawing_and_keep_their_proportions():
+    points = np.array([point[:2] for point in make_explorer()['points']])
+    assert points.min() >= 0 and points[:, 0].max() <= pages._WIDTH and points[:, 1].max() <= pages._HEIGHT
+    assert points[1, 0] - points[0, 0] == pytest.approx(points[4, 1] - points[0, 1], abs=0.2)
+
+
+def test_shares_of_an_empty_row_are_nothing():
+    assert pages.row_shares([[0, 0], [1, 3]]) == [[0, 0], [0.25, 0.75]]
+    assert pages.percent(0.1234) == '12.3 %'
+    assert pages.percent(float('nan')) == '\N{EN DASH}'
+
+
+def test_a_page_is_written_with_what_it_includes(tmp_path):
+    pages.render('base.html', tmp_path / 'page.html', title=NAMES[0], contents=[('there', NAMES[2])])
+    text = (tmp_path / 'page.html').read_text()
+    sources = pages._environment().loader
+    for name in ('style.css', 'explorer.js'):
+        assert sources.get_source(None, name)[0].strip() in text
+    assert '<title>&lt;script&gt;alert(1)&lt;/script&gt;</title>' in text
+    assert '<a href="#there">cat &amp; dog</a>' in text
+
+
+def test_names_are_text(page):
+    assert '<script>alert' not in page
+    assert page.count('<script') == 3  # The data of two explorers and explorer.js.
+    assert page.count('</script>') == 3
+    for tag in re.findall(r'<[a-z][^>]*>', page):
+        assert 'a"b' not in tag and "b'c" not in tag
+
+
+def test_the_page_holds_everything_itself(page):
+    for source in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert source.startswith(('data:', '#')), source
+    for source in re.findall(r'url\(([^)]*)', page):
+        assert source.startswith('"data:image/webp;base64,'), source[:40]
+    assert 'http' not in re.sub(r'base64,[^"]*', '', page)
+    assert '@import' not in page and 'fetch(' not in page and 'innerHTML' not in page
+    for name in re.findall(r'href="#([^"]*)"', page):
+        assert f'id="{name}"' in page
+    names = re.findall(r' id="([^"]*)"', page)
+    assert len(names) == len(set(names))
+
+
+def test_a_picture_is_stored_once(page):
+    assert page.count('data:image/webp') == 2
+    assert page.count('data:image') == 3  # And the figure's.
+
+
+def test_a_matrix_without_script_has_its_figures(page):
+    assert re.search(r'title="[^"]*: 99\.4 %, 1,234">', page)
+    assert re.search(r'class="right strong" style="--heat: 100%" title="W{60} → W{60}: 100\.0 %, 9">', page)
+    assert '&lt;1' in page
+
+
+@pytest.fixture(scope='module')
+def driver():
+    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    chromedriver = shutil.which('chromedriver')
+    if not chromium or not chromedriver:
+        pytest.skip('no chromium and chromedriver on PATH')
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    for flag in (
+        *('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking'),
+        *('disable-component-update', 'disable-sync', 'window-size=1200,900'),
+    ):
+        options.add_argument(f'--{flag}')
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options.add_argument(f'--user-data-dir={profile}')
+        with webdriver.Chrome(options=options, service=Service(chromedriver)) as driver:
+            yield driver
+
+
+@pytest.fixture
+def opened(driver, page, tmp_path):
+    """The page, open in a browser."""
+    path = tmp_path / 'page.html'
+    path.write_text(page)
+    driver.get(path.as_uri())
+    yield driver
+    # An alert would have made this fail, too.
+    assert driver.get_log('browser') == []
+    assert find(driver, 'img') == []
+
+
+def find(driver, selector):
+    """Returns what the selector finds in the second explorer; the first is there to get in its way."""
+    return driver.find_elements(By.CSS_SELECTOR, f'#second {selector}')
+
+
+def numbers(driver, selector):
+    """Returns the numbers in the atlas of the pictures that the selector finds and that are shown."""
+    script = """return [...document.querySelectorAll(arguments[0])].filter((each) => each.offsetParent).map((each) => {
+      const style = getComputedStyle(each);
+      const value = (name) => Number(style.getPropertyValue(name));
+      return value('--column') + value('--row') * value('--columns');
+    })"""
+    return driver.execute_script(script, f'#second {selector}')
+
+
+def click(driver, element):
+    driver.execute_script('arguments[0].scrollIntoView({block: "center", behavior: "instant"})', element)
+    ActionChains(driver).move_to_element(element).click().perform()
+
+
+def point_at(driver, element):
+    driver.execute_script('arguments[0].scrollIntoView({block: "center", behavior: "instant"})', element)
+    ActionChains(driver).move_to_element(element).perform()
+
+
+def pairs_shown(driver):
+    found = numbers(driver, '.matrices .panel .picture')
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def test_the_page_opens_without_errors(opened):
+    assert opened.title == NAMES[0]
+    assert find(opened, '.matrices .panel p')[0].text.startswith(f'{NAMES[0]} → {NAMES[1]}: 99.4 %')
+    assert len(numbers(opened, '.query > .picture')) == len(GALLERY)
+
+
+def test_a_cell_shows_its_pairs(opened):
+    cells = find(opened, '.confusion button')
+    panel = find(opened, '.matrices .panel')[0]
+    assert len(cells) == C * C
+    click(opened, cells[0 * C + 1])
+    assert pairs_shown(opened) == [(0, 1), (4, 5), (8, 1)]
+    text = panel.text
+    assert f"{NAMES[0]} → {NAMES[1]}: 99.4 % of {NAMES[0]}'s neighbours, 1,234; the most similar:" in text
+    assert 'similarity 0.9900' in text and 'test 100 → 103' in text
+    height = panel.size['height']
+
+    point_at(opened, cells[2 * C + 3])
+    assert pairs_shown(opened) == [(2, 3)]
+    point_at(opened, cells[1 * C + 0])
+    assert pairs_shown(opened) == []
+    assert 'there are none' in panel.text
+    assert panel.size['height'] == height
+    point_at(opened, cells[0 * C + 3])
+    assert 'no pairs were kept' in panel.text
+
+    point_at(opened, panel)
+    assert pairs_shown(opened) == [(0, 1), (4, 5), (8, 1)], 'the cell that was clicked stays'
+    assert cells[1].get_attribute('aria-pressed') == 'true'
+    assert '<script>' in find(opened, '.matrices .panel p')[0].text
+
+
+def test_cells_are_reached_with_keys(opened):
+    cells = find(opened, '.confusion button')
+    click(opened, cells[0])
+    for key in (Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ENTER):
+        ActionChains(opened).send_keys(key).perform()
+    assert opened.switch_to.active_element == cells[2 * C + 3]
+    assert pairs_shown(opened) == [(2, 3)]
+    assert [cell.get_attribute('tabindex') for cell in cells].count('0') == 1
+    point_at(opened, find(opened, '.gallery')[0])
+    assert pairs_shown(opened) == [(2, 3)]
+
+
+def test_a_common_mistake_is_a_way_to_its_cell(opened):
+    mistakes = find(opened, '.mistakes button')
+    shown = [text for text in (mistake.text for mistake in mistakes) if f'{NAMES[2]} → {NAMES[3]}' in text]
+    assert len(shown) == 1
+    click(opened, next(mistake for mistake in mistakes if mistake.text == shown[0]))
+    point_at(opened, find(opened, '.gallery')[0])
+    assert pairs_shown(opened) == [(2, 3)]
+
+
+@pytest.mark.parametrize(
+    ('chosen', 'verdict', 'expected'),
+    [
+        ('', '', [0, 1, 6, 3, 4]),
+        ('0', '', [0, 4]),
+        ('0', 'wrong', [0]),
+        ('0', 'right', [4]),
+        ('', 'right', [6, 3, 4]),
+        ('', 'wrong', [0, 1]),
+        ('1', 'right', []),
+    ],
+)
+def test_filters_show_what_was_asked_for(opened, chosen, verdict, expected):
+    Select(find(opened, '.filters select')[0]).select_by_value(chosen)
+    click(opened, find(opened, f'.filters input[value="{verdict}"] + span')[0])
+    assert numbers(opened, '.query > .picture') == expected
+    assert find(opened, '.filters output')[0].text == f'{len(expected)} of {len(GALLERY)} queries'
+    found = dict(GALLERY)
+    assert numbers(opened, '.found .picture') == [number for query in expected for number in found[query]]
+    marks = [mark.get_attribute('class') for mark in find(opened, '.query:not([hidden]) .found > span')]
+    assert marks == ['right' if number % C == query % C else 'wrong' for query in expected for number in found[query]]
+
+
+def test_a_point_shows_its_picture(opened):
+    circles = find(opened, '.points circle')
+    assert [circle.get_attribute('class') for circle in circles].count('class-2 wrong') == 0
+    point_at(opened, circles[5])
+    assert numbers(opened, '.point .picture') == [11]
+    assert find(opened, '.point')[0].text.split('\n') == [NAMES[3], f'vote: {NAMES[2]}', 'test image 133']
+    assert 'wrong' in circles[5].get_attribute('class')
+    point_at(opened, circles[6])
+    assert numbers(opened, '.point .picture') == [12]
+    assert find(opened, '.point')[0].text.startswith(NAMES[0])
+
+    opened.execute_script('arguments[0].focus()', find(opened, '.projection svg')[0])
+    ActionChains(opened).send_keys(Keys.ARROW_RIGHT).perform()
+    assert numbers(opened, '.point .picture') == [13]
+    ActionChains(opened).send_keys(Keys.ARROW_UP).perform()
+    assert numbers(opened, '.point .picture') == [9]
+
+
+def test_a_class_of_the_legend_is_highlighted(opened):
+    circles, legend = find(opened, '.points circle'), find(opened, '.legend button')
+
+    def bright():
+        return [number for number, circle in enumerate(circles) if 'dim' not in circle.get_attribute('class')]
+
+    click(opened, legend[2])
+    assert bright() == [0, 4, 8]
+    click(opened, legend[3])
+    assert bright() == [0, 1, 4, 5, 8, 9]
+    click(opened, legend[2])
+    click(opened, legend[3])
+    assert bright() == list(range(12))
+
+
+@pytest.mark.parametrize('width', [390, 1200])
+def test_the_page_never_scrolls_sideways(opened, width):
+    metrics = {'width': width, 'height': 844, 'deviceScaleFactor': 1, 'mobile': width < 500}
+    opened.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
+    try:
+        assert opened.execute_script('return innerWidth') == width
+        assert opened.execute_script('return document.documentElement.scrollWidth') <= width
+    finally:
+        opened.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
