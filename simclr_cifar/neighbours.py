@@ -104,9 +104,9 @@ def _search_on_host(queries, gallery, gallery_size, k, exclude_self):
     def select(similarities, first_query, first_item, best, start):
         """Merges into best, the keys of some queries, those of one chunk of the gallery."""
         rows = similarities[start : start + _ROW_BLOCK]
-        # Written so that a NaN is a candidate: k of them are found, come what may.
         enough = k + exclude_self
         bounds = _bounds(rows, enough)
+        # Written so that a NaN is a candidate: k of them are found, come what may.
         candidates = ~(rows < bounds[:, None])
         for query, row in enumerate(rows, start):
             items = np.flatnonzero(candidates[query - start])

@@ -104,10 +104,10 @@ def project(embeddings: np.ndarray) -> np.ndarray:
       embeddings: float32 [T, D], of unit norm, so that Euclidean neighbours are cosine neighbours.
 
     Returns:
-      float64 [T, 2]; all 0 where there are fewer than 4 embeddings or no two that differ.
+      float64 [T, 2]; all 0 where there are fewer than 3 embeddings or no two that differ.
     """
     count = len(embeddings)
-    if count < 4 or np.ptp(embeddings, axis=0).max(initial=0) < 1e-6:
+    if count < 3 or np.ptp(embeddings, axis=0).max(initial=0) < 1e-6:
         return np.zeros((count, 2))
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits

@@ -11,10 +11,10 @@ from simclr_cifar import data, duplicates
 def textured(count, height=32, width=32, channels=3, seed=0):
     """Unrelated pictures with detail at every scale: uint8 [N, H, W, C]."""
     rng = np.random.default_rng(seed)
-    images = np.full((count, height, width, channels), 128.0)
+    images = 128.0
     for scale in (1, 2, 4, 8):
         blocks = rng.normal(0, 10 * scale**0.5, (count, -(-height // scale), -(-width // scale), channels))
-        images += blocks.repeat(scale, axis=1).repeat(scale, axis=2)[:, :height, :width]
+        images = images + blocks.repeat(scale, axis=1).repeat(scale, axis=2)[:, :height, :width]
     return np.clip(images, 0, 255).astype(np.uint8)
 
 
@@ -44,7 +44,7 @@ def test_retouched_images_are_found_and_nothing_else(monkeypatch, batch):
     found = duplicates.near_duplicates(test, train)
     np.testing.assert_array_equal(found.test, list(planted))
     np.testing.assert_array_equal(found.train, list(planted.values()))
-    assert found.similarity.max() <= 1 and found.similarity[0] > 0.98
+    assert 0.98 < found.similarity[0] <= found.similarity.max() <= 1
 
 
 def smooth_pictures(count, seed):
@@ -62,9 +62,7 @@ def test_smooth_images_do_not_match_by_far(monkeypatch):
     monkeypatch.setattr(duplicates, 'THRESHOLD', 0.6)
     train, test = smooth_pictures(200, seed=0), smooth_pictures(60, seed=1)
     assert len(duplicates.near_duplicates(test, train).test) == 0
-    # Without any noise there is no texture at all.
-    grey = np.full((2, 32, 32, 3), 90, np.uint8)
-    assert len(duplicates.near_duplicates(grey, grey + np.uint8(50)).test) == 0
+    assert len(duplicates.near_duplicates(np.full_like(test, 90), np.full_like(train, 140)).test) == 0
 
 
 def textures_by_definition(images):
@@ -72,11 +70,9 @@ def textures_by_definition(images):
 
     def smooth(images, deviation):
         for axis in (1, 2):
-            place = np.arange(images.shape[axis])
-            fits = []
-            for at in place:
-                root_of_weight = np.exp(-0.25 * ((place - at) / deviation) ** 2)
-                fits.append(np.polyfit(place - at, np.eye(len(place)), 1, w=root_of_weight)[1])
+            x, unit = np.arange(images.shape[axis]), np.eye(images.shape[axis])
+            # The roots of the weights, as polyfit multiplies the residuals themselves.
+            fits = [np.polyfit(x - at, unit, 1, w=np.exp(-(((x - at) / deviation) ** 2) / 4))[1] for at in x]
             images = np.moveaxis(np.tensordot(np.array(fits), images, (1, axis)), 0, axis)
         return images
 
@@ -106,19 +102,19 @@ def test_similarity_equals_a_loop_over_its_definition(monkeypatch, height, width
 @pytest.mark.parametrize(('tests', 'trains'), [(0, 5), (5, 0), (5, 1), (5, 12)])
 def test_no_duplicates(tests, trains):
     found = duplicates.near_duplicates(textured(tests, channels=1), textured(trains, channels=1, seed=1))
-    for array, dtype in ((found.test, np.int32), (found.train, np.int32), (found.similarity, np.float32)):
-        assert array.shape == (0,) and array.dtype == dtype
+    arrays = (found.test, found.train, found.similarity)
+    assert [(len(array), array.dtype) for array in arrays] == [(0, np.int32), (0, np.int32), (0, np.float32)]
 
 
-# Seen by eye: a mirrored cassowary, a horse and a dog in other colours, a cat, an ostrich, a lorry, a plane.
-PAIRS = {5694: 10265, 408: 6824, 4791: 11370, 4489: 17296, 769: 4120, 4688: 6724, 8898: 21276}
+# Seen by eye: a mirrored cassowary, a horse and a dog in other colours, a cat, an ostrich, a lorry.
+PAIRS = {5694: 10265, 408: 6824, 4791: 11370, 4489: 17296, 769: 4120, 4688: 6724}
 
 
 def test_cifar10(cifar10_data_dir):
     train, test = (data.load('cifar10', split, cifar10_data_dir).images for split in ('train', 'test'))
-    others = np.setdiff1d(np.arange(0, len(test), 5), list(PAIRS))
+    others = np.setdiff1d(np.arange(0, len(test), 4), list(PAIRS))
     found = duplicates.near_duplicates(test[[*PAIRS, *others]], train[: 1 + max(PAIRS.values())])
     np.testing.assert_array_equal(found.test[: len(PAIRS)], np.arange(len(PAIRS)))
     np.testing.assert_array_equal(found.train[: len(PAIRS)], list(PAIRS.values()))
-    # Barz and Denzler list 2.86 % of all; here about half of the training images are searched.
-    assert 0.01 < (len(found.test) - len(PAIRS)) / len(others) < 0.03
+    # Barz and Denzler list 2.86 % of all; here about a third of the training images is searched.
+    assert 0.005 < (len(found.test) - len(PAIRS)) / len(others) < 0.025

@@ -18,6 +18,7 @@ from simclr_cifar import pages
 
 NAMES = ('<script>alert(1)</script>', 'a"b\'c<img src=x onerror=alert(1)>', 'cat & dog', 'W' * 60)
 C = len(NAMES)
+TITLE = f'{NAMES[0]} {NAMES[3]}'
 NEAREST = 'Classes of the 4 nearest test images'
 TEMPLATE = """
 {% extends 'base.html' %}
@@ -28,6 +29,7 @@ TEMPLATE = """
 {{ macros.figure('<svg viewBox="0 0 9 9"><path d="M0 0h9"/></svg>', 'A line.', names[1]) }}
 {{ macros.table(['class', names[0]], [[names[0], 1]], names[2]) }}
 {{ macros.matrix([[0, 0], [1, 199]], names[:2], 'Small', small=true) }}
+<div id="pairs">{{ macros.atlas(atlas, 'pairs') }}{{ macros.pair_list(atlas, [(4, 1, [names[0], names[3]])]) }}</div>
 {% for id, data in explorers %}{{ macros.explorer(data, id) }}{% endfor %}
 {% endblock %}
 """
@@ -84,7 +86,8 @@ def make_explorer(channels=3, names=NAMES):
 def render(explorers):
     contents = [(f'{name}-gallery', NAMES[0]) for name, _ in explorers]
     template = pages._environment().from_string(TEMPLATE)
-    return template.render(title=NAMES[0], names=NAMES, contents=contents, explorers=explorers)
+    atlas = pages.picture_atlas(smooth_images(6))
+    return template.render(title=TITLE, names=NAMES, contents=contents, explorers=explorers, atlas=atlas)
 
 
 @pytest.fixture(scope='module')
@@ -115,22 +118,31 @@ def test_tiles_do_not_bleed_into_each_other(side, colours, border):
     assert errors[:, border : side - border, border : side - border].max() < 16
 
 
+@pytest.mark.parametrize('side', [8, 20, 32])
+def test_a_busy_picture_leaves_its_neighbours_alone(side):
+    images = np.full((16, side, side, 3), 128, np.uint8)
+    images[::3] = 255 * np.random.default_rng(0).integers(0, 2, (6, side, side, 1))
+    plain = np.arange(16) % 3 != 0
+    errors = np.abs(tiles_of(pages.picture_atlas(images)).astype(int) - images)[plain]
+    assert errors.max() < 16
+
+
 def test_no_picture_makes_an_empty_tile():
     assert pages.picture_atlas(np.zeros((0, 32, 32, 3), np.uint8))['columns'] == 1
 
 
-def test_two_clusters_stay_apart():
-    rng = np.random.default_rng(0)
-    labels = np.arange(60) % 2
-    embeddings = np.eye(8, dtype=np.float32)[labels] + rng.normal(0, 0.1, (60, 8)).astype(np.float32)
+def test_clusters_stay_apart():
+    # Six at right angles to each other: more than the two principal components, where t-SNE starts, can tell apart.
+    labels = np.arange(90) % 6
+    noise = np.random.default_rng(0).normal(0, 0.1, (90, 8)).astype(np.float32)
+    embeddings = np.eye(8, dtype=np.float32)[labels] + noise
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     points = pages.project(embeddings)
-    assert points.shape == (60, 2) and points.dtype == np.float64
-    distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag(np.full(60, np.inf))
-    np.testing.assert_array_equal(labels[np.argmin(distances, axis=1)], labels)
-    across = distances[labels == 0][:, labels == 1]
-    np.fill_diagonal(distances, 0)
-    assert across.min() > distances[labels == 0][:, labels == 0].max() / 2
+    assert points.shape == (90, 2) and points.dtype == np.float64
+    centres = np.stack([points[labels == label].mean(axis=0) for label in range(6)])
+    radius = np.linalg.norm(points - centres[labels], axis=1).max()
+    distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1)[~np.eye(6, dtype=bool)]
+    assert distances.min() > 2 * radius
     np.testing.assert_array_equal(points, pages.project(embeddings))
 
 
@@ -202,8 +214,8 @@ def test_the_page_holds_everything_itself(page):
 
 
 def test_a_picture_is_stored_once(page):
-    assert page.count('data:image/webp') == 2
-    assert page.count('data:image') == 3  # And the figure's.
+    assert page.count('data:image/webp') == 3  # Of two explorers and the pairs.
+    assert page.count('data:image') == 4  # And the figure's.
 
 
 def test_a_matrix_without_script_has_its_figures(page):
@@ -275,7 +287,7 @@ def pairs_shown(driver):
 
 
 def test_the_page_opens_without_errors(opened):
-    assert opened.title == NAMES[0]
+    assert opened.title == TITLE
     assert find(opened, '.matrices .panel p')[0].text.startswith(f'{NAMES[0]} → {NAMES[1]}: 99.4 %')
     assert len(numbers(opened, '.query > .picture')) == len(GALLERY)
 
@@ -309,7 +321,7 @@ def test_a_cell_shows_its_pairs(opened):
 def test_cells_are_reached_with_keys(opened):
     cells = find(opened, '.confusion button')
     click(opened, cells[0])
-    for key in (Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ENTER):
+    for key in [Keys.ARROW_DOWN] * 3 + [Keys.ARROW_UP] + [Keys.ARROW_RIGHT] * 4 + [Keys.ARROW_LEFT, Keys.ENTER]:
         ActionChains(opened).send_keys(key).perform()
     assert opened.switch_to.active_element == cells[2 * C + 3]
     assert pairs_shown(opened) == [(2, 3)]

@@ -58,7 +58,7 @@
       const rest = pairs.length ? '; the most similar:' : count ? '; no pairs were kept.' : ': there are none.';
       panel.replaceChildren(
         element('p', {}, title + rest),
-        element('ol', {}, ...pairs.map((pair) => pairRow(data, pair))),
+        element('ol', { class: 'pair-list' }, ...pairs.map((pair) => pairRow(data, pair))),
       );
       cells.forEach((cell, other) => cell.classList.toggle('shown', other === number));
     };
