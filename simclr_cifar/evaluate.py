@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_cifar import metrics, neighbours, parallel, step
+from simclr_cifar import metrics, neighbours, parallel, representation, step
 from simclr_cifar.data import Dataset
 from simclr_cifar.files import RunFolder, write, write_arrays, write_json
 
@@ -109,14 +109,14 @@ def _evaluate_split(
     k = min(metrics.KNN_K, len(train.labels))
     _, train_indices = neighbours.top_k(embeddings, embed('train'), k)
     votes = metrics.knn_vote(train.labels[train_indices], num_classes)
-    probed = metrics.linear_probe(embed('train'), train.labels, embeddings, num_classes)
+    probed = representation.linear_probe(embed('train'), train.labels, embeddings, num_classes)
     for metric, predicted in ((f'knn_accuracy_k{metrics.KNN_K}', votes), ('linear_probe_accuracy', probed)):
         queries[metric] = (predicted == labels).astype(np.float32)
         figures[metric] = float(np.mean(predicted == labels))
-    figures |= metrics.clustering(embeddings, labels, num_classes)
-    figures['alignment'] = metrics.alignment(embeddings, labels)
-    figures['uniformity'] = metrics.uniformity(embeddings)
-    figures['effective_rank'] = metrics.effective_rank(embeddings)
+    figures |= representation.clustering(embeddings, labels, num_classes)
+    figures['alignment'] = representation.alignment(embeddings, labels)
+    figures['uniformity'] = representation.uniformity(embeddings)
+    figures['effective_rank'] = representation.effective_rank(embeddings)
 
     _record(evaluation, name, figures, queries, labels)
     nearest, similarities = indices[:, :NEAREST], similarities[:, :NEAREST]
@@ -145,11 +145,7 @@ def _unseen(splits: dict[str, Dataset], embed: Callable) -> dict[str, float]:
     )
     figures = {}
     for name, (embeddings, labels) in groups.items():
-        relevant = metrics.relevant_counts(labels, labels, leave_one_out=True)
-        depth = min(metrics.retrieval_depth(relevant), len(labels) - 1)
-        _, indices = neighbours.top_k(embeddings, None, depth)
-        queries = metrics.from_neighbours(labels[indices], labels, relevant)
-        figures |= {f'{name}/{metric}': metrics.mean(values) for metric, values in queries.items()}
+        figures |= {f'{name}/{metric}': value for metric, value in metrics.retrieval(embeddings, labels).items()}
 
     def score(split):
         k = min(NEAREST, len(splits['train'].labels))

@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from simclr_cifar import objectives
 from simclr_cifar.files import RunFolder
-from simclr_cifar.metrics import effective_rank
+from simclr_cifar.representation import effective_rank
 
 # Within so much of chance is at chance; a norm of the mean embedding or an effective rank beyond these is a collapse.
 _CHANCE_MARGIN, _ALL_EQUAL, _COLLAPSED_RANK = 0.98, 0.999, 1.1
@@ -22,7 +22,7 @@ _SETTLED = 100
 
 
 class TrainingDiverged(Exception):
-    """The loss is no longer a finite number."""
+    """The loss or the embeddings are no longer finite numbers."""
 
 
 class Log:
@@ -63,20 +63,26 @@ class Log:
           metrics: as the compiled epoch's, with a leading axis of runs.
 
         Raises:
-          TrainingDiverged: a loss is not finite; nothing of the epoch is recorded.
+          TrainingDiverged: a loss or an embedding is not finite; nothing of the epoch is recorded.
         """
         metrics = {name: np.asarray(values) for name, values in metrics.items()}
         now = time.monotonic()
         seconds, self._read = now - self._read, now
         last_step = epoch * self._config.batches_per_epoch
         rows = []
-        for run, losses, accuracies in zip(self._runs, metrics['loss'], metrics['accuracy'], strict=True):
+        of_runs = (metrics[name] for name in ('loss', 'accuracy', 'embeddings'))
+        for run, losses, accuracies, embeddings in zip(self._runs, *of_runs, strict=True):
             if not np.all(np.isfinite(losses)):
                 first = int(np.argmin(np.isfinite(losses)))
                 raise TrainingDiverged(
                     f'the loss is {losses[first]} at step {last_step - len(losses) + 1 + first} (epoch {epoch}); the '
                     f'checkpoints before it are kept in {run.checkpoints}; lower --config.learning_rate or raise '
                     '--config.temperature'
+                )
+            if not np.all(np.isfinite(embeddings)):
+                raise TrainingDiverged(
+                    f'the embeddings are no numbers after epoch {epoch}; the checkpoints before it are kept in '
+                    f'{run.checkpoints}; lower --config.learning_rate'
                 )
             rows.append(
                 {

@@ -1,7 +1,6 @@
 """Whether a run overfitted: a verdict computed from its images' figures, with bootstrap intervals."""
 
 import numpy as np
-from scipy import stats
 
 CRITERION = 'precision_at_10'
 _RESAMPLES = 2000
@@ -37,6 +36,8 @@ def judge(train: dict[int, np.ndarray], validation: dict[int, np.ndarray]) -> di
 
 def _interval(name: str, values: np.ndarray, less: np.ndarray | None = None) -> dict[str, float]:
     """Returns the mean of values, less that of others drawn apart from them, and its interval."""
+    from scipy import stats  # Most of a second to import, which only a finished run needs.
+
     samples = [np.asarray(each, np.float64) for each in (values, less) if each is not None]
     mean = float(samples[0].mean() - sum(sample.mean() for sample in samples[1:]))
     if all(np.ptp(sample) == 0 for sample in samples):  # As where the peak is the last epoch.

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'simclr_cifar'
 
 LEVELS = {
     0: ['config'],
-    1: ['files', 'sources', 'parallel', 'sampling', 'models', 'objectives', 'neighbours'],
+    1: ['files', 'sources', 'parallel', 'sampling', 'models', 'objectives', 'neighbours', 'representation'],
     2: ['data', 'metrics', 'step', 'duplicates', 'pages', 'figures', 'overfitting'],
     3: ['checkpoint', 'evaluate', 'log', 'report'],
     4: ['train', 'findings'],
