@@ -123,7 +123,10 @@ def _evaluate() -> int:
         _require_same_config(run, _config())
     elif _CLASSES.value or _NUM_CLASSES.value is not None:
         raise InputError('--classes, --num_classes: a run is evaluated on the classes that it was trained on')
-    config = config_lib.from_json(run.read_json(run.config).get('config', {}))
+    fields = run.read_json(run.config).get('config', {})
+    if 'subsets' in fields:
+        raise InputError(f'--workdir={run.path}: holds a study; give the folder of one of its runs, as c4/seed_0')
+    config = config_lib.from_json(fields)
     from simclr_cifar import checkpoint, data, evaluate, parallel, report, step, train
 
     epochs = checkpoint.saved_epochs(run.checkpoints)

@@ -65,7 +65,8 @@ def run_study(
     write_json(folder.config, described | {'subsets': list(subsets), 'seeds': list(seeds)})
     for number, (subset_name, subset) in enumerate(subsets.items(), 1):
         runs = {seed: folder.run(subset_name, seed) for seed in seeds}
-        told = f'Subset {number} of {len(subsets)}, {subset_name}, {len(runs)} seed(s)'
+        seeds_told = f'{len(runs)} seeds' if len(runs) > 1 else '1 seed'
+        told = f'Subset {number} of {len(subsets)}, {subset_name}, {seeds_told}'
         if folder.duplicates(subset_name).exists() and all(_is_finished(run, config) for run in runs.values()):
             print(f'{told}: finished before', flush=True)
             continue

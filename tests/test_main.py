@@ -87,7 +87,7 @@ def test_cifar10_from_start_to_report(small_cifar10, tmp_path):
     assert result.returncode == 0, result.stderr
     assert 'test/precision_at_1' in result.stdout
     changed = [str(path) for path, content in snapshot(workdir).items() if before.get(path) != content]
-    assert [path for path in changed if path != '.lock' and not path.endswith('gallery.npz')] == []
+    assert [path for path in changed if path != '.lock' and not path.endswith('.npz')] == []
 
     milestone = (workdir / 'eval' / '2' / 'metrics.json').read_bytes()
     (workdir / 'eval' / '2' / 'metrics.json').unlink()
@@ -128,6 +128,47 @@ def test_killed_in_mid_epoch_and_resumed_is_never_killed(tmp_path):
         for path in (whole, killed)
     ]
     assert digests[0] == digests[1]
+
+
+def test_a_study_from_start_to_page_and_killed_in_between(tmp_path):
+    flags = ['--mode=study', '--config=configs/study.py', '--config.dataset=digits', *TINY, '--config.milestones=2,4']
+    flags += ['--config.num_seeds=2', "--config.subsets=(3,'nine,one')"]
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    result = run(*flags, f'--workdir={whole}')
+    assert result.returncode == 0, result.stderr
+    assert 'means of 2 seeds: loss' in result.stdout
+    assert '## Held-out accuracy (%)' in result.stdout
+    assert result.stdout.splitlines()[-1] == f'Study: {whole / "study.html"}'
+    assert {path.name for path in whole.iterdir()} == {
+        *('.lock', 'config.json', 'study.html', 'study.md', 'study.csv', 'c3', 'c2-nine-one'),
+    }
+    assert {path.name for path in (whole / 'c3').iterdir()} == {'seed_0', 'seed_1', 'duplicates.npz'}
+
+    with subprocess.Popen(
+        command(*flags, f'--workdir={killed}'), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 240
+        while not list(killed.glob('c2-nine-one/seed_0/checkpoints/[0-9]')) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert not (killed / 'study.html').exists()
+    result = run(*flags, f'--workdir={killed}')
+    assert result.returncode == 0, result.stderr
+    assert 'c3, 2 seeds: finished before' in result.stdout
+    assert (killed / 'study.md').read_bytes() == (whole / 'study.md').read_bytes()
+
+    # A run of a study is a run.
+    result = run('--mode=eval', f'--workdir={killed / "c3" / "seed_1"}')
+    assert result.returncode == 0, result.stderr
+    names = ('metrics.json', 'eval/4/metrics.json')
+    for name in names:
+        assert (killed / 'c3' / 'seed_1' / name).read_bytes() == (whole / 'c3' / 'seed_1' / name).read_bytes()
+
+    before = snapshot(whole)
+    assert_refused(run(*flags, f'--workdir={whole}', '--config.num_seeds=3'), 'holds a study of', 'num_seeds was 2')
+    assert_refused(run(*DIGITS, f'--workdir={whole}'), 'holds a study of another config')
+    assert_refused(run('--mode=eval', f'--workdir={whole}'), 'a study', 'one of its runs')
+    assert snapshot(whole) == before
 
 
 def test_another_config_in_the_same_workdir_is_refused(finished):
@@ -178,82 +219,6 @@ def test_help_needs_no_jax():
     )
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert '--workdir' in result.stdout
-
-
-CONFIG_FILES = {
-    'without.py': 'x = 1\n',
-    'syntax.py': 'def get_config(:\n',
-    'imports.py': 'import no_such_module\n',
-    'raises.py': 'def get_config():\n    raise RuntimeError("no")\n',
-    'number.py': 'def get_config():\n    return 3\n',
-    'unknown.py': (
-        'from simclr_cifar import config\ndef get_config():\n    c = config.defaults()\n'
-        '    c.num_epoch = 3\n    return c\n'
-    ),
-    'typed.py': (
-        'from simclr_cifar import config\ndef get_config():\n    c = config.defaults()\n'
-        "    c.num_epochs = 'ten'\n    return c\n"
-    ),
-    'missing.py': 'import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict()\n',
-}
-SMOKE = '--config=configs/smoke.py'
-
-
-@pytest.mark.parametrize(
-    ('flags', 'said'),
-    [
-        ([], '--config'),
-        (['--config=FOLDER/nowhere.py'], '--config'),
-        (['--config='], '--config'),
-        (['--config=FOLDER'], '--config'),
-        (['--config=FOLDER/without.py'], 'get_config'),
-        (['--config=FOLDER/syntax.py'], 'SyntaxError'),
-        (['--config=FOLDER/imports.py'], 'no_such_module'),
-        (['--config=FOLDER/raises.py'], 'RuntimeError'),
-        (['--config=FOLDER/number.py'], 'ConfigDict'),
-        (['--config=FOLDER/unknown.py'], 'num_epoch'),
-        (['--config=FOLDER/typed.py'], 'num_epochs'),
-        (['--config=FOLDER/missing.py'], 'is missing'),
-        ([SMOKE, '--config.num_epoch=3'], '--config.num_epoch: no such field; did you mean num_epochs?'),
-        ([SMOKE, '--config.num_epochs=ten'], '--config.num_epochs'),
-        ([SMOKE, '--config.num_epochs=1.5'], '--config.num_epochs'),
-        ([SMOKE, '--config.num_epochs=0'], '--config.num_epochs=0: must be'),
-        ([SMOKE, '--config.batches_per_epoch=0'], '--config.batches_per_epoch'),
-        ([SMOKE, '--config.groups_per_batch=-1'], '--config.groups_per_batch'),
-        ([SMOKE, '--config.temperature=0'], '--config.temperature'),
-        ([SMOKE, '--config.temperature=nan'], '--config.temperature'),
-        ([SMOKE, '--config.temperature=inf'], '--config.temperature'),
-        ([SMOKE, '--config.encoder=cnn'], '--config.encoder=cnn: unknown encoder'),
-        ([SMOKE, '--config.dataset=mnist'], '--config.dataset=mnist: unknown dataset'),
-        ([SMOKE, '--classes=one,lion'], "no class 'lion'"),
-        ([SMOKE, '--classes=one,two,one'], "'one' is named twice"),
-        ([SMOKE, '--classes=one'], 'at least 2'),
-        ([SMOKE, '--num_classes=1'], 'at least 2'),
-        ([SMOKE, '--num_classes=11'], '--num_classes=11'),
-        ([SMOKE, '--num_classes=ten'], '--num_classes'),
-        ([SMOKE, '--num_classes=4', '--classes=one,two'], 'one of the two'),
-        ([SMOKE, '--config.validation_fraction=0.001'], 'validation image'),
-        ([SMOKE, '--mode=fly'], '--mode'),
-        ([SMOKE, '--no_such_flag'], 'no_such_flag'),
-        ([SMOKE, 'positional'], 'positional'),
-        (['--config=configs/c4.py', '--data_dir=FOLDER/nowhere'], '--data_dir=FOLDER/nowhere'),
-        (['--config=configs/c4.py', '--data_dir=FOLDER'], 'holds no cifar10'),
-        (['--mode=eval'], '--workdir'),
-        (['--mode=eval', '--workdir=FOLDER/nowhere'], 'no such folder'),
-        (['--mode=eval', '--workdir=FOLDER'], 'config.json'),
-    ],
-)
-def test_bad_input_gets_one_line_and_leaves_nothing(flags, said, tmp_path):
-    for name, content in CONFIG_FILES.items():
-        (tmp_path / name).write_text(content)
-    before = snapshot(tmp_path)
-    flags = [flag.replace('FOLDER', str(tmp_path)) for flag in flags]
-    if '--mode=eval' not in flags:
-        flags.append(f'--workdir={tmp_path / "run"}')
-    result = run(*flags, environment={'PYTHONDONTWRITEBYTECODE': '1'})
-    assert_refused(result, said.replace('FOLDER', str(tmp_path)))
-    assert snapshot(tmp_path) == before
-    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('place', ['a file', 'below a file', 'read only'])
