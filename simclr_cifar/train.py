@@ -41,6 +41,7 @@ def train(
     class_names = splits['train'].class_names
     milestones = config_lib.milestones(config)
     scored = ['train', 'validation'] if 'validation' in splits else ['test']
+    scored_last = [*scored, 'test'] if 'validation' in splits else scored
     evaluate_params = evaluate.make_evaluate(config, mesh, splits)
     folders = list(runs.values())
 
@@ -66,7 +67,7 @@ def train(
             stack.enter_context(resource)
         if epoch in milestones:  # Killed between the checkpoint and its figures.
             for run, state in zip(folders, states, strict=True):
-                evaluate_run(run, epoch, state, scored)
+                evaluate_run(run, epoch, state, scored_last if epoch == config.num_epochs else scored)
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         stacked, seeds = parallel.replicate((stacked, np.array(list(runs), np.int32)), mesh)
         images = parallel.replicate(splits['train'].images, mesh)
@@ -93,7 +94,7 @@ def train(
                     saver.save(epoch, state)
                 if last or epoch in milestones:
                     for run, state in zip(folders, states, strict=True):
-                        evaluate_run(run, epoch, state, scored)
+                        evaluate_run(run, epoch, state, scored_last if last else scored)
             if out_of_time:
                 break
         for saver in savers:
@@ -103,7 +104,6 @@ def train(
         if 'validation' in splits:
             for (seed, run), state in zip(runs.items(), states, strict=True):
                 chosen[seed] = _choose(run, epoch, milestones)
-                evaluate_run(run, epoch, state, ['test'])
                 if chosen[seed] != epoch:
                     state = checkpoint.restore(run.checkpoints, chosen[seed], state)
                     evaluate_run(run, chosen[seed], state, ['test'])
