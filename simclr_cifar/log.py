@@ -179,23 +179,23 @@ def symptoms(row: dict[str, float], embeddings: np.ndarray, chance: float, num_c
     rank = effective_rank(embeddings)
     if np.linalg.norm(embeddings.mean(axis=0)) > _ALL_EQUAL:
         found['collapse'] = (
-            f'all embeddings are nearly equal {after}: they have collapsed; the usual cause is a learning rate so high '
-            'that every ReLU is off, or a temperature too high to tell images apart'
+            f'all embeddings are nearly equal {after}: they have collapsed; if it stays so, the usual cause is a '
+            'learning rate so high that every ReLU is off, or a temperature too high to tell images apart'
         )
     elif rank < _COLLAPSED_RANK and num_classes > 2:
         found['collapse'] = (
             f'the effective rank of the embeddings is {rank:.2f} of {embeddings.shape[1]} {after}: they have collapsed '
-            'to a line; the usual cause is a temperature too high or a learning rate too high'
+            'to a line; if it stays so, the usual cause is a temperature or a learning rate too high'
         )
     if row['loss'] > _CHANCE_MARGIN * chance:
         found['loss'] = (
-            f'the loss {after} is {row["loss"]:.4f}, chance is {chance:.4f}: nothing is learnt; the usual cause is a '
-            'learning rate far too high or too low, or labels that do not belong to their images'
+            f'the loss {after} is {row["loss"]:.4f}, chance is {chance:.4f}: nothing is learnt yet; if it stays so, '
+            'the usual cause is a learning rate far too high or too low, or labels that do not belong to their images'
         )
     if row['accuracy'] < np.exp(-chance) / _CHANCE_MARGIN:
         found['accuracy'] = (
             f'the accuracy {after} is {row["accuracy"]:.4f}, chance is {np.exp(-chance):.4f}: anchors find their '
-            'positives no more often than by guessing; the usual cause is the same as of a loss at chance, or images '
-            'that all look alike to the encoder, as when they are read wrongly'
+            'positives no more often than by guessing; if it stays so, the usual cause is that of a loss at chance, or '
+            'images that all look alike to the encoder, as when they are read wrongly'
         )
     return found

@@ -25,7 +25,7 @@ def test_a_healthy_epoch_is_not_warned_of():
     ('changed', 'kind', 'said'),
     [
         ({'loss': CHANCE}, 'loss', r'2\.3026, chance is 2\.3026.*usual cause'),
-        ({'loss': CHANCE - 0.01}, 'loss', 'nothing is learnt'),
+        ({'loss': CHANCE - 0.01}, 'loss', 'nothing is learnt yet'),
         ({'accuracy': 0.1}, 'accuracy', r'0\.1000, chance is 0\.1000.*usual cause'),
     ],
 )
