@@ -2,6 +2,7 @@
 # Makes the environment and runs the main job on this machine: trains, evaluates and reports on CIFAR-10.
 #
 #   launch/local.sh [flags of simclr_cifar.main]      as in: launch/local.sh --config=configs/c4.py --config.num_epochs=15
+#   launch/local.sh --mode=study                      the study of configs/study.py
 #
 # Takes python3 >= 3.11, a package index and, the first time, a minute or two. CIFAR-10 is read from TFDS_DATA_DIR or
 # --data_dir, or downloaded; where it is neither there nor to be downloaded, the embedded digits take its place, and
@@ -14,11 +15,12 @@ enter_environment requirements.txt
 flags=("$@")
 case " $*" in
   *" --config="* | *" --config "* | *" -config="* | *" --help"* | *" --mode=eval"*) ;;
+  *" --mode=study"*) flags=(--config=configs/study.py "$@") ;;
   *) flags=(--config=configs/c10.py "$@") ;;
 esac
 
 case " $*" in
-  *" --help"* | *" --mode="* | *" --data_dir"*) ;; # Nothing to fall back from.
+  *" --help"* | *" --mode=eval"* | *" --mode=prepare"* | *" --data_dir"*) ;; # Nothing to fall back from.
   *)
     status=0
     found=$(python -m simclr_cifar.main "${flags[@]}" --mode=prepare) || status=$?

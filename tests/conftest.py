@@ -3,7 +3,9 @@
 import functools
 import http.server
 import os
+import shutil
 import tarfile
+import tempfile
 import threading
 
 import jax
@@ -73,3 +75,68 @@ def cifar10_data_dir():
     if not data_dir or not os.path.isdir(os.path.join(data_dir, 'cifar10')):
         pytest.skip('TFDS_DATA_DIR holds no CIFAR-10')
     return data_dir
+
+
+@pytest.fixture(scope='session')
+def driver():
+    """A headless browser where Chromium and its driver are installed."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    chromedriver = shutil.which('chromedriver')
+    if not chromium or not chromedriver:
+        pytest.skip('no chromium and chromedriver on PATH')
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    for flag in (
+        *('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking'),
+        *('disable-component-update', 'disable-sync', 'window-size=1200,900'),
+    ):
+        options.add_argument(f'--{flag}')
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options.add_argument(f'--user-data-dir={profile}')
+        with webdriver.Chrome(options=options, service=Service(chromedriver)) as driver:
+            yield driver
+
+
+@pytest.fixture
+def look(driver):
+    """(path of a page, id of an explorer, run, epoch) -> None: opens it, clicks a cell and a filter, narrows it."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.select import Select
+
+    def look(path, explorer, run, epoch):
+        def find(selector):
+            return driver.find_elements(By.CSS_SELECTOR, f'#{explorer} {selector}')
+
+        driver.set_window_size(1200, 900)
+        driver.get(path.as_uri())
+        for summary in driver.find_elements(By.CSS_SELECTOR, 'details:not([open]) > summary'):
+            driver.execute_script('arguments[0].click()', summary)
+        pictures, names = run.read_arrays(epoch, 'pictures'), run.read_json(run.config)['class_names']
+        index, labels = pictures['image_index'], pictures['image_label']
+
+        query, neighbour = (labels[pictures[name]] for name in ('cell_query', 'cell_neighbour'))
+        wrong = np.flatnonzero(query != neighbour)[0]
+        behind = np.flatnonzero((query == query[wrong]) & (neighbour == neighbour[wrong]))
+        cell = find('.confusion.pairs button')[query[wrong] * len(names) + neighbour[wrong]]
+        driver.execute_script('arguments[0].click()', cell)
+        shown = [element.text for element in find('.matrices .panel .facts > :last-child')]
+        assert shown == [
+            f'test {index[pictures["cell_query"][pair]]} → {index[pictures["cell_neighbour"][pair]]}' for pair in behind
+        ]
+
+        Select(find('.filters select')[0]).select_by_visible_text(names[1])
+        driver.execute_script('arguments[0].click()', find('.filters input[value="wrong"]')[0])
+        right = np.mean(labels[pictures['gallery_neighbours']] == labels[pictures['gallery_query']][:, None], axis=1)
+        expected = np.sum((labels[pictures['gallery_query']] == 1) & (right < 0.5))
+        assert sum(row.is_displayed() for row in find('.query')) == expected
+        assert find('.filters output')[0].text.startswith(f'{expected} of ')
+
+        driver.set_window_size(390, 900)
+        assert driver.execute_script('return document.documentElement.scrollWidth <= window.innerWidth')
+        assert driver.get_log('browser') == []
+
+    return look

@@ -2,15 +2,11 @@ import base64
 import io
 import json
 import re
-import shutil
-import tempfile
 
 import numpy as np
 import pytest
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
@@ -207,26 +203,6 @@ def test_a_matrix_without_script_has_its_figures(page):
     assert re.search(r'title="[^"]*: 99\.4 %, 1,234">', page)
     assert re.search(r'class="right strong" style="--heat: 100%" title="W{60} → W{60}: 100\.0 %, 9">', page)
     assert '&lt;1' in page
-
-
-@pytest.fixture(scope='module')
-def driver():
-    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    chromedriver = shutil.which('chromedriver')
-    if not chromium or not chromedriver:
-        pytest.skip('no chromium and chromedriver on PATH')
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    for flag in (
-        *('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking'),
-        *('disable-component-update', 'disable-sync', 'window-size=1200,900'),
-    ):
-        options.add_argument(f'--{flag}')
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options.add_argument(f'--user-data-dir={profile}')
-        with webdriver.Chrome(options=options, service=Service(chromedriver)) as driver:
-            yield driver
 
 
 @pytest.fixture

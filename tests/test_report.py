@@ -73,6 +73,11 @@ def test_names_are_text(run):
     assert 'Made of &lt;noise&gt;.' in page
 
 
+def test_the_page_works_in_a_browser(run, look):
+    report.write_report(run)
+    look(run.report, 'explorer', run, 4)
+
+
 def test_no_milestone_is_missing_from_the_table(run):
     report.write_report(run)
     page = run.report.read_text()

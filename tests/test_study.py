@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import statistics
 
 import numpy as np
@@ -180,6 +181,25 @@ def test_a_subset_s_unseen_classes_are_scored(finished):
         values.append(100 * final['unseen/precision_at_10'])
         assert {'no_match/auroc', 'no_match/precision', 'no_match/recall', 'all/precision_at_10'} <= final.keys()
     assert cells[2] == f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
+
+
+def test_the_page_works_in_a_browser(finished, look):
+    for number, subset in enumerate(SUBSETS, 1):
+        run = finished.run(subset, 0)
+        look(finished.page, f'explorer-{number}', run, json.loads(run.metrics.read_text())['epoch'])
+
+
+def test_the_page_holds_everything_itself(finished):
+    page = finished.page.read_text()
+    for source in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert source.startswith(('data:image/', '#')), source[:80]
+    assert 'http' not in re.sub(r'data:[^")]*', '', page)
+    for name in re.findall(r'href="#([^"]*)"', page):
+        assert f'id="{name}"' in page
+    assert len(page) < 5_000_000
+    assert page.count('class="confusion small"') == 2 * len(SUBSETS)
+    for cell in row_of(finished.text.read_text(), 'Held-out loss (nats)', 4)[1:]:
+        assert f'<td>{cell}</td>' in page
 
 
 class Killed(Exception):
