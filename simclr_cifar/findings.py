@@ -21,13 +21,13 @@ _TABLES = (
     ('Held-out loss (nats)', _HELD_OUT, 'validation/pair_loss', '.4f', 1, 0),
     ('Held-out accuracy (%)', _HELD_OUT, 'validation/pair_accuracy', '.2f', 100, 1),
 )
-_HEADLINES = {
+HEADLINES = {
     'precision_at_10': 'precision at 10',
     'pair_accuracy': 'pair accuracy',
     'knn_accuracy_k200': 'kNN accuracy',
 }
 _TEST = {
-    **_HEADLINES,
+    **HEADLINES,
     'precision_at_1': 'precision at 1',
     'map_at_r': 'MAP@R',
     'linear_probe_accuracy': 'linear probe',
@@ -164,6 +164,10 @@ def claims(subsets: list[Subset]) -> list[tuple[str, str]]:
         )
         epochs = ', '.join(str(int(epoch)) for epoch in subset.final('overfitting/peak_epoch'))
         peaks.append(f'{count} classes: {epochs}')
+    lost = []
+    for subset in subsets:
+        for step, change in list(_changes(subset).items())[-1:]:
+            lost.append(f'{len(subset.class_names)} classes, epoch {step}: {_losers(subset, change)}')
     seen = [final['overfitting/seen'] for subset in subsets for final in subset.finals]
     fall = 'validation precision at 10 falls from its peak to the last epoch by more than chance'
     return [
@@ -177,6 +181,10 @@ def claims(subsets: list[Subset]) -> list[tuple[str, str]]:
             f'Seen in {sum(seen)} of {len(seen)} runs: {fall}.'
             if any(seen)
             else f'No overfitting seen: in none of the {len(seen)} runs {fall}.',
+        ),
+        (
+            'From one milestone to the next some classes get worse, as airplane, deer and dog.',
+            f'With fewer right neighbours in every seed: {"; ".join(lost) or "there is one milestone only"}.',
         ),
     ]
 
@@ -228,27 +236,31 @@ def test_table(subsets: list[Subset]) -> Table:
 
 def class_changes(subset: Subset) -> Table:
     """Returns how each class's share of right neighbours changed between milestones."""
-    shares = [
-        100 * np.diagonal(counts, axis1=1, axis2=2) / counts.sum(axis=2) for counts in subset.confusions.values()
-    ]  # [seeds, C] each
-    changes = np.diff(shares, axis=0)
-    steps = [f'{before} to {after}' for before, after in itertools.pairwise(subset.epochs)]
+    changes = _changes(subset)
     rows = [
-        [name, *(spread(list(change[:, label]), '+.1f', 1) for change in changes)]
+        [name, *(spread(list(change[:, label]), '+.1f', 1) for change in changes.values())]
         for label, name in enumerate(subset.class_names)
     ]
-    lost = []
-    for step, change in zip(steps, changes, strict=True):
-        names = [name for name, values in zip(subset.class_names, change.T, strict=True) if np.all(values < 0)]
-        lost.append(f'{step}: {", ".join(names) or "none"}')
     seeds = 'every seed' if len(subset.seeds) > 1 else 'the one seed'
     return Table(
         f'{len(subset.class_names)} classes: change between milestones (points)',
-        ['class', *steps],
+        ['class', *changes],
         rows,
         "Change in the share of a class's 10 nearest validation images that are of the class. Classes that lost in "
-        f'{seeds}: {"; ".join(lost)}.',
+        f'{seeds}: {"; ".join(f"{step}: {_losers(subset, change)}" for step, change in changes.items())}.',
     )
+
+
+def _changes(subset: Subset) -> dict[str, np.ndarray]:
+    """Returns '<milestone> to <next>' to the change of each class's share of right neighbours, points [seeds, C]."""
+    shares = [100 * np.diagonal(counts, axis1=1, axis2=2) / counts.sum(axis=2) for counts in subset.confusions.values()]
+    steps = [f'{before} to {after}' for before, after in itertools.pairwise(subset.epochs)]
+    return {step: after - before for step, (before, after) in zip(steps, itertools.pairwise(shares), strict=True)}
+
+
+def _losers(subset: Subset, change: np.ndarray) -> str:
+    names = [name for name, values in zip(subset.class_names, change.T, strict=True) if np.all(values < 0)]
+    return ', '.join(names) or 'none'
 
 
 def unseen_table(subsets: list[Subset]) -> Table:
@@ -272,34 +284,3 @@ def unseen_table(subsets: list[Subset]) -> Table:
         'images fall below; precision is the share of unseen classes among the images below it, recall the share of '
         "the unseen classes' images that are.",
     )
-
-
-def duplicates_table(subsets: list[Subset]) -> Table:
-    rows = []
-    for subset in subsets:
-        duplicates = subset.duplicates['test']
-        cells = []
-        for name in _HEADLINES:
-            both = []
-            for run, final in zip(subset.runs, subset.finals, strict=True):
-                queries = run.read_arrays(int(final['epoch']), 'test')
-                kept = np.setdiff1d(np.arange(len(queries['label'])), duplicates)
-                both.append([_mean(name, queries, part) for part in (slice(None), kept)])
-            cells += map(spread, np.transpose(both))
-        count, total = len(duplicates), subset.described['images']['test']
-        rows.append([str(len(subset.class_names)), f'{count:,}', f'{100 * count / total:.2f}', *cells])
-    heads = [f'{head}{part}' for head in _HEADLINES.values() for part in ('', ', without')]
-    return Table(
-        'Near-duplicates of training images',
-        ['classes', 'test images', 'share', *heads],
-        rows,
-        'Test images with a near-duplicate among the training images, and the test figures (%) at the chosen epochs '
-        'with and without them as queries.',
-    )
-
-
-def _mean(name: str, queries: dict[str, np.ndarray], part) -> float:
-    values, labels = queries[name][part].astype(np.float64), queries['label'][part]
-    if name == 'pair_accuracy':  # A group holds an anchor of every class.
-        return float(np.mean([values[labels == label].mean() for label in np.unique(labels)]))
-    return float(values.mean())

@@ -41,7 +41,7 @@ def write_study(folder: StudyFolder) -> None:
         'overfitting': [findings.verdicts(subsets)],
         'classes': [findings.class_changes(subset) for subset in subsets],
         'unseen': [findings.unseen_table(subsets)],
-        'duplicates': [findings.duplicates_table(subsets)],
+        'duplicates': [_duplicates_table(subsets)],
     }
     write(folder.table, _csv(subsets))
     write(folder.text, _markdown(subsets, claims, sections))
@@ -126,6 +126,37 @@ def _markdown(subsets: list[Subset], claims: list[tuple[str, str]], sections: di
 
 def _row(cells: list[str]) -> str:
     return '| ' + ' | '.join(html.escape(cell, quote=False).replace('|', '\\|') for cell in cells) + ' |'
+
+
+def _duplicates_table(subsets: list[Subset]) -> Table:
+    rows = []
+    for subset in subsets:
+        duplicates = subset.duplicates['test']
+        cells = []
+        for name in findings.HEADLINES:
+            both = []
+            for run, final in zip(subset.runs, subset.finals, strict=True):
+                queries = run.read_arrays(int(final['epoch']), 'test')
+                kept = np.setdiff1d(np.arange(len(queries['label'])), duplicates)
+                both.append([_mean(name, queries, part) for part in (slice(None), kept)])
+            cells += map(spread, np.transpose(both))
+        count, total = len(duplicates), subset.described['images']['test']
+        rows.append([str(len(subset.class_names)), f'{count:,}', f'{100 * count / total:.2f}', *cells])
+    heads = [f'{head}{part}' for head in findings.HEADLINES.values() for part in ('', ', without')]
+    return Table(
+        'Near-duplicates of training images',
+        ['classes', 'test images', 'share', *heads],
+        rows,
+        'Test images with a near-duplicate among the training images, and the test figures (%) at the chosen epochs '
+        'with and without them as queries.',
+    )
+
+
+def _mean(name: str, queries: dict[str, np.ndarray], part) -> float:
+    values, labels = queries[name][part].astype(np.float64), queries['label'][part]
+    if name == 'pair_accuracy':  # A group holds an anchor of every class.
+        return float(np.mean([values[labels == label].mean() for label in np.unique(labels)]))
+    return float(values.mean())
 
 
 def _duplicate_pairs(subsets: list[Subset]) -> dict:
