@@ -151,7 +151,7 @@ def milestone_tables(subsets: list[Subset]) -> list[Table]:
 
 def claims(subsets: list[Subset]) -> list[tuple[str, str]]:
     """Returns the reference study's conclusions, each with what was measured of it."""
-    gains, peaks = [], []
+    gains, peaks, lowest, lost = [], [], [], []
     for subset in subsets:
         count, first, last = len(subset.class_names), subset.epochs[0], subset.epochs[-1]
         rise = {
@@ -164,10 +164,9 @@ def claims(subsets: list[Subset]) -> list[tuple[str, str]]:
         )
         epochs = ', '.join(str(int(epoch)) for epoch in subset.final('overfitting/peak_epoch'))
         peaks.append(f'{count} classes: {epochs}')
-    lost = []
-    for subset in subsets:
+        lowest.append(f'{count} classes: {", ".join(map(str, _lowest_loss(subset)))}')
         for step, change in list(_changes(subset).items())[-1:]:
-            lost.append(f'{len(subset.class_names)} classes, epoch {step}: {_losers(subset, change)}')
+            lost.append(f'{count} classes, epoch {step}: {_losers(subset, change)}')
     seen = [final['overfitting/seen'] for subset in subsets for final in subset.finals]
     fall = 'validation precision at 10 falls from its peak to the last epoch by more than chance'
     return [
@@ -178,9 +177,12 @@ def claims(subsets: list[Subset]) -> list[tuple[str, str]]:
         ),
         (
             'Past some epoch predictions get worse although accuracy rises: overfitting.',
-            f'Seen in {sum(seen)} of {len(seen)} runs: {fall}.'
-            if any(seen)
-            else f'No overfitting seen: in none of the {len(seen)} runs {fall}.',
+            (
+                f'Seen in {sum(seen)} of {len(seen)} runs: {fall}.'
+                if any(seen)
+                else f'No overfitting seen: in none of the {len(seen)} runs {fall}.'
+            )
+            + f' The milestone at which the held-out loss is lowest, seed by seed: {"; ".join(lowest)}.',
         ),
         (
             'From one milestone to the next some classes get worse, as airplane, deer and dog.',
@@ -196,26 +198,39 @@ def verdicts(subsets: list[Subset]) -> Table:
 
     rows = []
     for subset in subsets:
-        for seed, final in zip(subset.seeds, subset.finals, strict=True):
+        for number, (seed, final) in enumerate(zip(subset.seeds, subset.finals, strict=True)):
             at_last = final.get('last/test/precision_at_10', final['test/precision_at_10'])
             rows.append(
                 [
                     str(len(subset.class_names)),
                     str(seed),
+                    'overfitting' if final['overfitting/seen'] else 'no overfitting seen',
                     f'{final["overfitting/peak_epoch"]:.0f}',
                     *(interval(final, name) for name in ('gap_at_peak', 'gap_at_last', 'widening', 'fall')),
                     f'{100 * (final["test/precision_at_10"] - at_last):.2f}',
-                    'overfitting' if final['overfitting/seen'] else 'no overfitting seen',
+                    str(_lowest_loss(subset)[number]),
                 ]
             )
     return Table(
         'Verdicts',
-        ['classes', 'seed', 'peak', 'gap at peak', 'gap at last', 'widening', 'fall', 'fall on test', 'verdict'],
+        [
+            *('classes', 'seed', 'verdict', 'peak', 'gap at peak', 'gap at last', 'widening', 'fall'),
+            *('fall on test', 'loss lowest at'),
+        ],
         rows,
         'In points of precision at 10, with 95 % bootstrap intervals over images. Peak: the milestone with the best '
         'validation images. Gap: training images less validation images, as many of each class. Fall: of validation '
-        'images from the peak to the last epoch; overfitting is seen where its interval lies above 0.',
+        'images from the peak to the last epoch; overfitting is seen where its interval lies above 0. The loss of '
+        'validation images, which asks for more than the right neighbours, is lowest at the epoch named.',
     )
+
+
+def _lowest_loss(subset: Subset) -> list[int]:
+    """Returns each seed's milestone with the lowest held-out loss, the earliest of equals."""
+    return [
+        min(evaluations, key=lambda epoch, of=evaluations: (of[epoch]['validation/pair_loss'], epoch))
+        for evaluations in subset.evaluations
+    ]
 
 
 def test_table(subsets: list[Subset]) -> Table:

@@ -133,8 +133,8 @@ def test_the_verdict_is_each_run_s_own(finished):
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in table if line.startswith(('| 4', '| 3'))]
     finals = [json.loads(finished.run(subset, seed).metrics.read_text()) for subset in SUBSETS for seed in SEEDS]
     for row, final in zip(rows, finals, strict=False):
-        assert row[2] == str(final['overfitting/peak_epoch'])
-        assert row[-1] == ('overfitting' if final['overfitting/fall_low'] > 0 else 'no overfitting seen')
+        assert row[3] == str(final['overfitting/peak_epoch'])
+        assert row[2] == ('overfitting' if final['overfitting/fall_low'] > 0 else 'no overfitting seen')
     assert f'een in {sum(final["overfitting/seen"] for final in finals)} of 4 runs' in text or 'none of the 4' in text
 
 
