@@ -21,18 +21,7 @@ _TABLES = (
     ('Held-out loss (nats)', _HELD_OUT, 'validation/pair_loss', '.4f', 1, 0),
     ('Held-out accuracy (%)', _HELD_OUT, 'validation/pair_accuracy', '.2f', 100, 1),
 )
-HEADLINES = {
-    'precision_at_10': 'precision at 10',
-    'pair_accuracy': 'pair accuracy',
-    'knn_accuracy_k200': 'kNN accuracy',
-}
-_TEST = {
-    **HEADLINES,
-    'precision_at_1': 'precision at 1',
-    'map_at_r': 'MAP@R',
-    'linear_probe_accuracy': 'linear probe',
-    'nmi': 'NMI',
-}
+_TEST = {name: label for name, (label, _) in report.HEADLINES.items()} | {'nmi': 'NMI'}
 
 
 @dataclasses.dataclass
@@ -151,7 +140,7 @@ def milestone_tables(subsets: list[Subset]) -> list[Table]:
 
 def claims(subsets: list[Subset]) -> list[tuple[str, str]]:
     """Returns the reference study's conclusions, each with what was measured of it."""
-    gains, peaks, lowest, lost = [], [], [], []
+    gains, peaks, gaps, lowest, lost = [], [], [], [], []
     for subset in subsets:
         count, first, last = len(subset.class_names), subset.epochs[0], subset.epochs[-1]
         rise = {
@@ -164,6 +153,7 @@ def claims(subsets: list[Subset]) -> list[tuple[str, str]]:
         )
         epochs = ', '.join(str(int(epoch)) for epoch in subset.final('overfitting/peak_epoch'))
         peaks.append(f'{count} classes: {epochs}')
+        gaps.append(f'{count} classes: {spread(subset.final("overfitting/gap_at_last"), ".1f")}')
         lowest.append(f'{count} classes: {", ".join(map(str, _lowest_loss(subset)))}')
         for step, change in list(_changes(subset).items())[-1:]:
             lost.append(f'{count} classes, epoch {step}: {_losers(subset, change)}')
@@ -177,12 +167,10 @@ def claims(subsets: list[Subset]) -> list[tuple[str, str]]:
         ),
         (
             'Past some epoch predictions get worse although accuracy rises: overfitting.',
-            (
-                f'Seen in {sum(seen)} of {len(seen)} runs: {fall}.'
-                if any(seen)
-                else f'No overfitting seen: in none of the {len(seen)} runs {fall}.'
-            )
-            + f' The milestone at which the held-out loss is lowest, seed by seed: {"; ".join(lowest)}.',
+            (f'Seen in {sum(seen)} of' if any(seen) else 'No overfitting seen: in none of the')
+            + f' {len(seen)} runs {fall}. The milestone at which the held-out loss is lowest, seed by seed: '
+            f'{"; ".join(lowest)}. Points of precision at 10 by which training images are ahead of validation images '
+            f'at the last epoch: {"; ".join(gaps)}.',
         ),
         (
             'From one milestone to the next some classes get worse, as airplane, deer and dog.',
@@ -193,8 +181,10 @@ def claims(subsets: list[Subset]) -> list[tuple[str, str]]:
 
 def verdicts(subsets: list[Subset]) -> Table:
     def interval(final, name):
+        if final['overfitting/peak_epoch'] == final['overfitting/last_epoch'] and name in ('widening', 'fall'):
+            return _NOTHING
         mean, low, high = (100 * final[f'overfitting/{name}{bound}'] for bound in ('', '_low', '_high'))
-        return f'{mean:.2f} [{low:.2f}, {high:.2f}]'
+        return f'{mean:.1f} [{low:.1f}, {high:.1f}]'
 
     rows = []
     for subset in subsets:
@@ -207,7 +197,7 @@ def verdicts(subsets: list[Subset]) -> Table:
                     'overfitting' if final['overfitting/seen'] else 'no overfitting seen',
                     f'{final["overfitting/peak_epoch"]:.0f}',
                     *(interval(final, name) for name in ('gap_at_peak', 'gap_at_last', 'widening', 'fall')),
-                    f'{100 * (final["test/precision_at_10"] - at_last):.2f}',
+                    f'{100 * (final["test/precision_at_10"] - at_last):.1f}',
                     str(_lowest_loss(subset)[number]),
                 ]
             )

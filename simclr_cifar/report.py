@@ -131,14 +131,10 @@ def _headlines(final: dict[str, float]) -> list[tuple[str, str, str]]:
         note = 'what the seed report calls accuracy'
         cards.append(('training batches, accuracy', f'{100 * final["train/accuracy"]:.1f} %', note))
     if 'overfitting/seen' in final:
-        fall = 100 * final['overfitting/fall']
-        cards.append(
-            (
-                'overfitting',
-                'seen' if final['overfitting/seen'] else 'not seen',
-                f'validation precision at 10 falls by {fall:.1f} points from its peak to the end',
-            )
-        )
+        fall = f'validation precision at 10 falls by {100 * final["overfitting/fall"]:.1f} points from its peak'
+        at_end = final['overfitting/peak_epoch'] == final['overfitting/last_epoch']
+        note = 'validation precision at 10 is best at the end' if at_end else fall
+        cards.append(('overfitting', 'seen' if final['overfitting/seen'] else 'not seen', note))
     return cards
 
 
@@ -162,21 +158,23 @@ def _overfitting(final: dict[str, float]) -> dict | None:
     if 'overfitting/seen' not in final:
         return None
     peak, last = (final[f'overfitting/{name}_epoch'] for name in ('peak', 'last'))
-    labels = {
-        'gap_at_peak': f'training less validation images, epoch {peak}',
-        'gap_at_last': f'training less validation images, epoch {last}',
-        'widening': f'the gap widens from epoch {peak} to {last} by',
-        'fall': f'validation images fall from epoch {peak} to {last} by',
-    }
+    labels = {'gap_at_last': f'training less validation images, epoch {last}'}
+    sentence = f'Validation images are best at the last epoch, {last}: no overfitting seen.'
+    if peak != last:
+        labels |= {
+            'gap_at_peak': f'training less validation images, epoch {peak}',
+            'widening': f'the gap widens from epoch {peak} to {last} by',
+            'fall': f'validation images fall from epoch {peak} to {last} by',
+        }
+        sentence = f'Validation images are best at epoch {peak}. ' + (
+            'Overfitting is seen: from there to the last epoch they fall by more than chance.'
+            if final['overfitting/seen']
+            else 'No overfitting seen: from there to the last epoch they do not fall by more than chance.'
+        )
     rows = []
     for name, label in labels.items():
         mean, low, high = (100 * final[f'overfitting/{name}{bound}'] for bound in ('', '_low', '_high'))
         rows.append((label, f'{mean:.2f}', f'{low:.2f} to {high:.2f}'))
-    sentence = f'Validation images are best at epoch {peak}. ' + (
-        'Overfitting is seen: from there to the last epoch they fall by more than chance.'
-        if final['overfitting/seen']
-        else 'No overfitting seen: from there to the last epoch they do not fall by more than chance.'
-    )
     return {'sentence': sentence, 'rows': rows}
 
 

@@ -24,6 +24,7 @@ _CONTENTS = (
     ('explorers', 'Images'),
     ('runs', 'Runs'),
 )
+_WITHOUT_DUPLICATES = ('precision_at_10', 'pair_accuracy', 'knn_accuracy_k200')
 
 
 def write_study(folder: StudyFolder) -> None:
@@ -133,7 +134,7 @@ def _duplicates_table(subsets: list[Subset]) -> Table:
     for subset in subsets:
         duplicates = subset.duplicates['test']
         cells = []
-        for name in findings.HEADLINES:
+        for name in _WITHOUT_DUPLICATES:
             both = []
             for run, final in zip(subset.runs, subset.finals, strict=True):
                 queries = run.read_arrays(int(final['epoch']), 'test')
@@ -142,7 +143,7 @@ def _duplicates_table(subsets: list[Subset]) -> Table:
             cells += map(spread, np.transpose(both))
         count, total = len(duplicates), subset.described['images']['test']
         rows.append([str(len(subset.class_names)), f'{count:,}', f'{100 * count / total:.2f}', *cells])
-    heads = [f'{head}{part}' for head in findings.HEADLINES.values() for part in ('', ', without')]
+    heads = [f'{report.HEADLINES[name][0]}{part}' for name in _WITHOUT_DUPLICATES for part in ('', ', without')]
     return Table(
         'Near-duplicates of training images',
         ['classes', 'test images', 'share', *heads],

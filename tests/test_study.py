@@ -135,7 +135,8 @@ def test_the_verdict_is_each_run_s_own(finished):
     for row, final in zip(rows, finals, strict=False):
         assert row[3] == str(final['overfitting/peak_epoch'])
         assert row[2] == ('overfitting' if final['overfitting/fall_low'] > 0 else 'no overfitting seen')
-    assert f'een in {sum(final["overfitting/seen"] for final in finals)} of 4 runs' in text or 'none of the 4' in text
+    seen = sum(final['overfitting/seen'] for final in finals)
+    assert (f'Seen in {seen} of 4 runs' if seen else 'No overfitting seen: in none of the 4 runs') in text
 
 
 def test_figures_without_duplicates_leave_their_queries_out(finished):
