@@ -132,7 +132,7 @@ def _unseen(splits: dict[str, Dataset], embed: Callable) -> dict[str, float]:
     'unseen/' is retrieval among the images of unseen classes (where there are two or more), 'all/' among all test
     images. 'no_match/' tells unseen from seen by the similarity to the NEAREST-th training image, the deep
     nearest-neighbour score (Sun et al., 2022): auroc; and, where validation images set the threshold so that
-    _FALSE_ALARMS of them fall below it, precision (the share of unseen images among test images below) and recall
+    _FALSE_ALARMS of them fall below it, precision (the share of unseen images among those below, if any) and recall
     (the share of unseen images that are below).
     """
     seen, unseen = splits['test'], splits['unseen']
@@ -157,7 +157,8 @@ def _unseen(splits: dict[str, Dataset], embed: Callable) -> dict[str, float]:
         below = {split: score(split) < threshold for split in ('test', 'unseen')}
         figures['no_match/threshold'] = float(threshold)
         alarms = np.sum(below['test']) + np.sum(below['unseen'])
-        figures['no_match/precision'] = float(np.sum(below['unseen']) / alarms) if alarms else float('nan')
+        if alarms:
+            figures['no_match/precision'] = float(np.sum(below['unseen']) / alarms)
         figures['no_match/recall'] = float(np.mean(below['unseen']))
     return figures
 

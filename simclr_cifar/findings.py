@@ -91,8 +91,8 @@ class Subset:
         return [evaluations[epoch][name] for evaluations in self.evaluations]
 
     def final(self, name: str) -> list[float] | None:
-        """Returns a figure at each seed's chosen epoch, None where there is none."""
-        return [final[name] for final in self.finals] if name in self.finals[0] else None
+        """Returns a figure at each seed's chosen epoch, None where a seed has none."""
+        return [final[name] for final in self.finals] if all(name in final for final in self.finals) else None
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """The training step of one replica, and an epoch of them as one compiled program."""
 
+import functools
 from collections.abc import Callable
 
 import flax.struct
@@ -37,8 +38,13 @@ class TrainState:
 def init_state(config: ml_collections.ConfigDict, image_shape: tuple[int, ...], seed: int) -> TrainState:
     """Returns the state before the first step; image_shape is (H, W, C)."""
     key = jax.random.fold_in(jax.random.key(seed), _INITIALISATION)
-    params = models.make_encoder(config).init(key, jnp.zeros((1, *image_shape)))['params']
+    params = _init_params(models.make_encoder(config), key, image_shape)
     return TrainState(jnp.zeros((), jnp.int32), params, _optimizer(config).init(params))
+
+
+@functools.partial(jax.jit, static_argnames=('encoder', 'image_shape'))
+def _init_params(encoder, key, image_shape):
+    return encoder.init(key, jnp.zeros((1, *image_shape)))['params']
 
 
 def make_train_step(config: ml_collections.ConfigDict, axis_size: int) -> Callable:

@@ -298,10 +298,10 @@ def test_prepare_tells_scripts_that_the_data_cannot_be_had(small_cifar10, tmp_pa
 
 
 def test_real_cifar10_is_learnt(cifar10_data_dir, tmp_path):
-    result = run('--config=configs/c4.py', '--config.num_epochs=3', f'--workdir={tmp_path / "run"}')
+    result = run('--config=configs/c10.py', '--config.num_epochs=3', f'--workdir={tmp_path / "run"}')
     assert result.returncode == 0, result.stderr
     losses = [float(row[2]) for row in decided(tmp_path / 'run' / 'history.csv')[1:]]
     assert len(losses) == 3
     assert losses[2] < losses[0]
     figures = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
-    assert figures['test/pair_accuracy'] > 0.33  # Chance is 0.25.
+    assert figures['test/pair_accuracy'] > 0.14  # Chance is 0.1; 4 classes may need more epochs to leave it.
