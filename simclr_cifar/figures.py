@@ -125,7 +125,7 @@ def _band(axes: Axes, epochs: list, values: np.ndarray, style: str, colour: str,
 
 def _reference(axes: Axes, points: dict[int, float]) -> None:
     if points:
-        axes.plot(*zip(*points.items(), strict=True), 'D', color=_ORANGE, markersize=5.5, label='the seed report')
+        axes.plot(*zip(*points.items(), strict=True), 'D', color=_ORANGE, markersize=5.5, label='the course report')
 
 
 def _legend(figure: Figure) -> None:

@@ -10,9 +10,9 @@ from simclr_cifar import report
 from simclr_cifar.files import RunFolder, StudyFolder
 
 _NOTHING = '–'  # noqa: RUF001
-_TRAINING = "Means over the epoch's training batches; in brackets the seed report's."
+_TRAINING = "Means over the epoch's training batches; in brackets the course report's."
 _HELD_OUT = (
-    "The same on validation images, which training never saw; in brackets the seed report's, of training batches."
+    "The same on validation images, which training never saw; in brackets the course report's, of training batches."
 )
 # Title, note, metric, format, scale, and which of the reference study's two figures is beside it.
 _TABLES = (

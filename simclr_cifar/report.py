@@ -128,7 +128,7 @@ def _headlines(final: dict[str, float]) -> list[tuple[str, str, str]]:
         (f'test, {label}', f'{100 * final[f"test/{name}"]:.1f} %', note) for name, (label, note) in HEADLINES.items()
     ]
     if 'train/accuracy' in final:
-        note = 'what the seed report calls accuracy'
+        note = 'what the course report calls accuracy'
         cards.append(('training batches, accuracy', f'{100 * final["train/accuracy"]:.1f} %', note))
     if 'overfitting/seen' in final:
         fall = f'validation precision at 10 falls by {100 * final["overfitting/fall"]:.1f} points from its peak'

@@ -113,7 +113,7 @@ def _markdown(subsets: list[Subset], claims: list[tuple[str, str]], sections: di
         '',
         f'{described["description"]} Seeds: {", ".join(map(str, seeds))}'
         + ('; mean ± standard deviation over seeds.' if len(seeds) > 1 else '.')
-        + " In brackets the seed report's figures.",
+        + " In brackets the course report's figures.",
     ]
     for claim, measured in claims:
         lines += ['', f'- *{claim}* {measured}']

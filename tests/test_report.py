@@ -109,7 +109,7 @@ def test_the_confusion_file_is_read_as_it_was_written(run):
     np.testing.assert_array_equal(matrices['test', 'knn'].sum(axis=1), 12)
 
 
-def test_the_seed_report_is_shown_beside_its_own_subsets_only():
+def test_the_course_report_is_shown_beside_its_own_subsets_only():
     assert report.reference('cifar10', list(report.REFERENCE_CLASSES[4]))[75] == (0.3344, 87.37)
     assert report.reference('cifar10', ['truck', 'cat', 'ship', 'dog']) == {}
     assert report.reference('cifar10', ['truck', 'cat']) == {}

@@ -104,7 +104,7 @@ def test_training_tables_are_of_the_epoch_s_batches(finished):
             assert cell == f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}'
 
 
-def test_the_seed_report_stands_beside_its_own_subsets(small_cifar10, cache_dir, tmp_path):
+def test_the_course_report_stands_beside_its_own_subsets(small_cifar10, cache_dir, tmp_path):
     fields = {'subsets': (4,), 'num_seeds': 1, 'num_epochs': 15, 'milestones': (15,), 'batches_per_epoch': 1}
     folder = start(tmp_path / 'study', small_cifar10, cache_dir, **fields)
     text = folder.text.read_text()
