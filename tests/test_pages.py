@@ -210,6 +210,7 @@ def opened(driver, page, tmp_path):
     """The page, open in a browser."""
     path = tmp_path / 'page.html'
     path.write_text(page)
+    driver.set_window_size(1200, 900)  # As other tests of this browser may not have left it.
     driver.get(path.as_uri())
     yield driver
     # An alert would have made this fail, too.
