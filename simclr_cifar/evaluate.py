@@ -147,14 +147,16 @@ def _unseen(splits: dict[str, Dataset], embed: Callable) -> dict[str, float]:
     for name, (embeddings, labels) in groups.items():
         figures |= {f'{name}/{metric}': value for metric, value in metrics.retrieval(embeddings, labels).items()}
 
-    def score(split):
-        k = min(NEAREST, len(splits['train'].labels))
-        return neighbours.top_k(embed(split), embed('train'), k)[0][:, -1]
-
-    figures['no_match/auroc'] = metrics.auroc(-score('unseen'), -score('test'))
+    k = min(NEAREST, len(splits['train'].labels))
+    scores = {
+        split: neighbours.top_k(embed(split), embed('train'), k)[0][:, -1]
+        for split in ('validation', 'test', 'unseen')
+        if split in splits
+    }
+    figures['no_match/auroc'] = metrics.auroc(-scores['unseen'], -scores['test'])
     if 'validation' in splits:
-        threshold = np.quantile(score('validation'), _FALSE_ALARMS)
-        below = {split: score(split) < threshold for split in ('test', 'unseen')}
+        threshold = np.quantile(scores['validation'], _FALSE_ALARMS)
+        below = {split: scores[split] < threshold for split in ('test', 'unseen')}
         figures['no_match/threshold'] = float(threshold)
         alarms = np.sum(below['test']) + np.sum(below['unseen'])
         if alarms:

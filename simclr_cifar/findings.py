@@ -48,7 +48,7 @@ class Subset:
     def evaluations(self) -> list[dict[int, dict[str, float]]]:
         """Epoch to figures, the training batches' with them, of the epochs with a validation of every seed."""
         found = [run.evaluations() for run in self.runs]
-        scored = [set(run.evaluated_epochs('validation')) for run in self.runs]
+        scored = [{epoch for epoch in each if 'validation/pair_loss' in each[epoch]} for each in found]
         for history, evaluations in zip(self.histories, found, strict=True):
             for row in history:
                 if row['epoch'] in evaluations:

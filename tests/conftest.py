@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -75,6 +76,16 @@ def cifar10_data_dir():
     if not data_dir or not os.path.isdir(os.path.join(data_dir, 'cifar10')):
         pytest.skip('TFDS_DATA_DIR holds no CIFAR-10')
     return data_dir
+
+
+def assert_holds_everything_itself(page):
+    """A page asks for nothing outside itself, its links lead somewhere, and it is small enough to send."""
+    for source in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert source.startswith(('data:image/', '#')), source[:80]
+    assert 'http' not in re.sub(r'data:[^")]*', '', page)
+    for name in re.findall(r'href="#([^"]*)"', page):
+        assert f'id="{name}"' in page
+    assert len(page) < 5_000_000
 
 
 @pytest.fixture(scope='session')
