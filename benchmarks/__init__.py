@@ -1,0 +1,1 @@
+"""The program measured beside its peers: benchmarks/run.sh writes RESULTS.md."""

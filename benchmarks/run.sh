@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Measures the program beside its peers and writes what it finds to benchmarks/RESULTS.md.
+#
+#   benchmarks/run.sh [name ...]      as in: benchmarks/run.sh neighbours retrieval; no name: all that run on a CPU
+#
+# Takes python3 >= 3.11 and a package index; the first time it makes .venv-benchmarks, with TensorFlow and PyTorch in
+# it, in a few minutes. CIFAR-10 is read from TFDS_DATA_DIR, or downloaded. Nothing else should run on the machine.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
+
+environment=.venv-benchmarks
+python=$(find_python)
+"$python" -m benchmarks.run --check "$@"
+
+if [ ! -e "$environment/.made" ]; then
+  echo "Making $environment with $("$python" --version)"
+  rm -rf "$environment"
+  "$python" -m venv "$environment"
+  touch "$environment/.made"
+fi
+files=(benchmarks/requirements.txt)
+if nvidia-smi >/dev/null 2>&1; then # JAX's CUDA wheels; the rest is the same.
+  files+=(requirements-cuda.txt)
+fi
+# Keyed by content: a changed requirement is installed, an unchanged one is not looked up again.
+stamp=$environment/.installed-$(cat requirements.txt "${files[@]}" | cksum | cut -d ' ' -f 1)
+if [ ! -e "$stamp" ]; then
+  echo "Installing ${files[*]}"
+  "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${files[@]/#/--requirement=}"
+  touch "$stamp"
+fi
+
+exec "$environment/bin/python" -m benchmarks.run "$@"

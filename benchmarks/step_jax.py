@@ -1,0 +1,70 @@
+"""Our training step as a contender, and the rate that bounds it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from simclr_cifar import config as config_lib
+from simclr_cifar import data, parallel, sampling, step
+
+
+def _prepare(num_classes: int, batches: int):
+    """Returns (config, stacked states of one seed, seeds, images, index, the compiled epoch), as `train` has them."""
+    config = config_lib.defaults().unlock()
+    config.num_classes, config.batches_per_epoch = num_classes, batches
+    train = data.select(data.load(config.dataset, 'train'), num_classes=num_classes)
+    mesh = parallel.make_mesh(config.groups_per_batch)
+    state = step.init_state(config, train.images.shape[1:], config.seed)
+    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], state)
+    stacked, seeds = parallel.replicate((stacked, np.array([config.seed], np.int32)), mesh)
+    images = parallel.replicate(train.images, mesh)
+    index = parallel.replicate(sampling.class_index(train.labels, num_classes), mesh)
+    return config, stacked, seeds, images, index, step.compile_epoch(config, mesh)
+
+
+def epoch(num_classes: int, batches: int):
+    """A repetition is one epoch; the first compiles it."""
+    _, stacked, seeds, images, index, run_epoch = _prepare(num_classes, batches)
+
+    def run():
+        nonlocal stacked
+        stacked, metrics = jax.block_until_ready(run_epoch(stacked, seeds, images, index))
+        return {'loss': float(metrics['loss'].mean())}
+
+    return run
+
+
+def reference(num_classes: int, steps: int):
+    """A repetition returns what peers are to reproduce.
+
+    It is 'weights', the initial ones as a list of float32 arrays (kernels HWIO or [in, out], each with its bias [out]),
+    'pairs', int32 [steps, 2, C], indices of images, and 'losses', float32 [steps], of these batches in training.
+    """
+    config, stacked, seeds, images, index, run_epoch = _prepare(num_classes, steps)
+
+    def run():
+        params = jax.tree.map(lambda leaf: np.array(leaf[0]), stacked.params)
+        layers = [*(params[f'convolution_{number}'] for number in range(len(config.channels))), params]
+        key = jax.random.fold_in(jax.random.key(config.seed), step._SAMPLING)
+        pairs = [np.stack(sampling.pairs(key, number, jnp.arange(1), index))[:, 0] for number in range(steps)]
+        _, metrics = run_epoch(stacked, seeds, images, index)
+        return {
+            'weights': [array for layer in layers for array in (layer['kernel'], layer['bias'].ravel())],
+            'pairs': np.stack(pairs),
+            'losses': np.asarray(metrics['loss'][0]),
+        }
+
+    return run
+
+
+def matmul(size: int, products: int):
+    """A repetition is so many products of float32 matrices of size x size."""
+    left, right = jax.random.normal(jax.random.key(0), (2, size, size), jnp.float32)
+    product = jax.jit(lambda left, right: jnp.einsum('ij,jk->ik', left, right, precision=lax.Precision.HIGHEST))
+
+    def run():
+        for _ in range(products):
+            product(left, right).block_until_ready()
+
+    return run
