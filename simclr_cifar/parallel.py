@@ -63,6 +63,11 @@ def in_padded_batches(function: Callable, inputs: np.ndarray, batch_size: int, m
     return np.concatenate([np.asarray(output) for output in outputs])[: len(inputs)]
 
 
+def is_cpu(mesh: Mesh) -> bool:
+    """Whether the mesh is of CPU devices."""
+    return mesh.devices.flat[0].platform == 'cpu'
+
+
 def describe(mesh: Mesh) -> str:
     """Returns the mesh's devices in words, as '1 of 8 cpu'."""
     return f'{mesh.size} of {jax.device_count()} {mesh.devices.flat[0].device_kind}'

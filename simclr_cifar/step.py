@@ -47,20 +47,15 @@ def _init_params(encoder, key, image_shape):
     return encoder.init(key, jnp.zeros((1, *image_shape)))['params']
 
 
-def make_train_step(config: ml_collections.ConfigDict, axis_size: int) -> Callable:
-    """Returns the per-replica step, to run with the named axis `parallel.AXIS` of axis_size replicas.
+def make_train_step(config: ml_collections.ConfigDict) -> Callable:
+    """Returns the per-replica step, to run with the named axis `parallel.AXIS`.
 
-    The step is (state, seed int32 scalar, images uint8 [N, H, W, C], index: sampling.ClassIndex) -> (state, metrics),
-    with 'loss' and 'accuracy' float32 scalars of the global batch. Every replica draws its share of the batch's groups.
+    The step is (state, images uint8 [N, H, W, C], pairs int32 [2, G, C]: this replica's anchors and positives) ->
+    (state, metrics), with 'loss' and 'accuracy' float32 scalars of the global batch.
     """
     encoder, optimizer = models.make_encoder(config), _optimizer(config)
-    local_groups = config.groups_per_batch // axis_size
 
-    def train_step(state: TrainState, seed: jax.Array, images: jax.Array, index: sampling.ClassIndex):
-        key = jax.random.fold_in(jax.random.key(seed), _SAMPLING)
-        groups = lax.axis_index(parallel.AXIS) * local_groups + jnp.arange(local_groups)
-        pairs = jnp.stack(sampling.pairs(key, state.step, groups, index))
-
+    def train_step(state: TrainState, images: jax.Array, pairs: jax.Array):
         def loss_and_accuracy(params):
             # Anchors and positives in one pass.
             embeddings = models.encode(encoder, params, images[pairs.reshape(-1)])
@@ -79,19 +74,33 @@ def make_train_step(config: ml_collections.ConfigDict, axis_size: int) -> Callab
 
 
 def make_epoch(config: ml_collections.ConfigDict, axis_size: int) -> Callable:
-    """Returns the per-replica epoch, batches_per_epoch steps.
+    """Returns the per-replica epoch, batches_per_epoch steps of each of several seeds, for axis_size replicas.
 
-    It is called as the step. Its metrics are 'loss' and 'accuracy', float32 [batches_per_epoch], and 'embeddings',
-    float32 [_PROBED, D], those of training images of all classes after the last step.
+    The epoch is (states, one of each seed; seeds, int32 scalars; images uint8 [N, H, W, C]; index:
+    sampling.ClassIndex) -> (states, metrics), with one dictionary of metrics for each seed: 'loss' and 'accuracy',
+    float32 [batches_per_epoch], and 'embeddings', float32 [_PROBED, D], those of training images of all classes after
+    the last step. Every replica draws its share of each batch's groups.
     """
-    train_step, encoder = make_train_step(config, axis_size), models.make_encoder(config)
+    train_step, encoder = make_train_step(config), models.make_encoder(config)
+    local_groups = config.groups_per_batch // axis_size
 
-    def epoch(state: TrainState, seed: jax.Array, images: jax.Array, index: sampling.ClassIndex):
-        state, metrics = lax.scan(
-            lambda state, _: train_step(state, seed, images, index), state, length=config.batches_per_epoch
-        )
-        probed = index.order[np.linspace(0, len(index.order) - 1, _PROBED).astype(np.int32)]
-        return state, metrics | {'embeddings': models.encode(encoder, state.params, images[probed])}
+    def epoch(states, seeds, images: jax.Array, index: sampling.ClassIndex):
+        groups = lax.axis_index(parallel.AXIS) * local_groups + jnp.arange(local_groups)
+
+        def draw(first_step, seed):
+            key = jax.random.fold_in(jax.random.key(seed), _SAMPLING)
+            steps = first_step + jnp.arange(config.batches_per_epoch)
+            return jax.vmap(lambda step: jnp.stack(sampling.pairs(key, step, groups, index)))(steps)
+
+        def step_of_each(states, pairs):
+            return zip(*(train_step(state, images, own) for state, own in zip(states, pairs, strict=True)), strict=True)
+
+        # Drawn ahead: in the loop, a tiny program of its own before every step.
+        pairs = [draw(state.step, seed) for state, seed in zip(states, seeds, strict=True)]
+        states, metrics = lax.scan(lambda *carried: tuple(step_of_each(*carried)), tuple(states), pairs)
+        probed = images[index.order[np.linspace(0, len(index.order) - 1, _PROBED).astype(np.int32)]]
+        embeddings = [models.encode(encoder, state.params, probed) for state in states]
+        return states, [own | {'embeddings': rows} for own, rows in zip(metrics, embeddings, strict=True)]
 
     return epoch
 
@@ -99,10 +108,22 @@ def make_epoch(config: ml_collections.ConfigDict, axis_size: int) -> Callable:
 def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     """Returns the epoch of several seeds in one program, compiled for the mesh; it consumes the states it is given.
 
-    Called as the epoch, with a leading axis of seeds on states and seeds; the metrics get one.
+    Called as the epoch, with a leading axis of seeds on the leaves of states and metrics.
     """
-    epoch = jax.vmap(make_epoch(config, mesh.size), in_axes=(0, 0, None, None))
-    return parallel.pmapped(epoch, mesh, donate_argnums=(0,))
+    epoch = make_epoch(config, mesh.size)
+
+    def side_by_side(states, seeds, images, index):
+        own = [jax.tree.map(lambda leaf, number=number: leaf[number], states) for number in range(len(seeds))]
+        trained = zip(*epoch(own, list(seeds), images, index), strict=True)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
+
+    @functools.partial(jax.vmap, in_axes=(0, 0, None, None))
+    def vectorised(state, seed, images, index):
+        states, metrics = epoch([state], [seed], images, index)
+        return states[0], metrics[0]
+
+    # A CPU's cores run the seeds' products one beside the other better than they run a batched one.
+    return parallel.pmapped(side_by_side if parallel.is_cpu(mesh) else vectorised, mesh, donate_argnums=(0,))
 
 
 def compile_encode(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:

@@ -87,3 +87,13 @@ def test_embeddings_have_unit_norm_and_a_finite_gradient_everywhere():
     np.testing.assert_array_equal(models.encode(encoder, zero, images), 0)
     gradient = jax.grad(lambda params: models.encode(encoder, params, images).sum())(zero)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize('count', [1, 2, 5])
+def test_an_image_s_embedding_does_not_depend_on_the_others(count):
+    encoder = models.ENCODERS['average_pooling_cnn'](config_lib.defaults())
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
+    params = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
+    alone = np.stack([encoder.apply({'params': params}, image[None] / np.float32(255))[0] for image in images])
+    alone /= np.linalg.norm(alone, axis=1, keepdims=True)
+    np.testing.assert_allclose(models.encode(encoder, params, images), alone, atol=1e-5)

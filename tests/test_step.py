@@ -123,11 +123,20 @@ def test_the_same_function_runs_under_pmap(num_devices):
         step.make_epoch(config, num_devices), axis_name=parallel.AXIS, in_axes=(0, None, None, None), devices=devices
     )
     state = step.init_state(config, IMAGES.shape[1:], config.seed)
-    copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * num_devices), state)
-    under_pmap = jax.device_get(epoch(copies, np.int32(config.seed), IMAGES, INDEX))
+    copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * num_devices), [state])
+    (state,), (metrics,) = jax.device_get(epoch(copies, [np.int32(config.seed)], IMAGES, INDEX))
     expected = run_epoch(config, num_devices)
     for replica in range(num_devices):
-        assert_close(jax.tree.map(lambda leaf, replica=replica: leaf[replica], under_pmap), expected, rtol=1e-6)
+        assert_close(jax.tree.map(lambda leaf, replica=replica: leaf[replica], (state, metrics)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_seeds_side_by_side_are_those_vectorised(num_devices, monkeypatch):
+    together = run_epoch(small_config(), num_devices, seeds=[3, 11, 5])
+    monkeypatch.setattr(parallel, 'is_cpu', lambda mesh: False)
+    vectorised = run_epoch(small_config(), num_devices, seeds=[3, 11, 5])
+    assert_close(vectorised[1], together[1])
+    assert_close(vectorised[0].opt_state[0].mu, together[0].opt_state[0].mu, rtol=2e-3, atol=1e-5)
 
 
 def test_steps_are_counted_and_metrics_are_per_step():
