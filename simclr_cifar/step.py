@@ -93,11 +93,12 @@ def make_epoch(config: ml_collections.ConfigDict, axis_size: int) -> Callable:
             return jax.vmap(lambda step: jnp.stack(sampling.pairs(key, step, groups, index)))(steps)
 
         def step_of_each(states, pairs):
-            return zip(*(train_step(state, images, own) for state, own in zip(states, pairs, strict=True)), strict=True)
+            stepped = [train_step(state, images, own) for state, own in zip(states, pairs, strict=True)]
+            return tuple(zip(*stepped, strict=True))
 
         # Drawn ahead: in the loop, a tiny program of its own before every step.
         pairs = [draw(state.step, seed) for state, seed in zip(states, seeds, strict=True)]
-        states, metrics = lax.scan(lambda *carried: tuple(step_of_each(*carried)), tuple(states), pairs)
+        states, metrics = lax.scan(step_of_each, tuple(states), pairs)
         probed = images[index.order[np.linspace(0, len(index.order) - 1, _PROBED).astype(np.int32)]]
         embeddings = [models.encode(encoder, state.params, probed) for state in states]
         return states, [own | {'embeddings': rows} for own, rows in zip(metrics, embeddings, strict=True)]
