@@ -10,14 +10,21 @@ import numpy as np
 from jax import lax
 
 _QUERY_CHUNK = 1024
-_HOST_QUERY_CHUNK = 256
+_HOST_QUERY_CHUNK = 512
 _GALLERY_CHUNK = 65536
-_ROW_BLOCK = 16
+_ROW_BLOCK = 64
+# At a matrix's odd ends products are rounded otherwise, and copies must be as similar wherever they stand.
+_EVEN = 256
+# Of a row's items; one operation covers as many of them.
+_FEWEST_GROUPS = 512
 _ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
 
 def top_k(queries: np.ndarray, gallery: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns each query's k most similar gallery items, the most similar first, equals by lower index.
+
+    Beside its arguments and its result it needs memory for one chunk of the similarities, however many there are; an
+    accelerator also holds the gallery, which is not copied where it is there already.
 
     Args:
       queries: float32 [Q, D]; similarity is the inner product, the cosine where both are of unit norm.
@@ -34,11 +41,8 @@ def top_k(queries: np.ndarray, gallery: np.ndarray | None, k: int) -> tuple[np.n
     gallery = queries if exclude_self else gallery
     if not 1 <= k <= len(gallery) - exclude_self:
         raise ValueError(f'k={k}: must be between 1 and the {len(gallery) - exclude_self} gallery items')
-    gallery_chunk = min(_GALLERY_CHUNK, -(-len(gallery) // 256) * 256)
-    items = _pad(gallery, gallery_chunk).reshape(-1, gallery_chunk, gallery.shape[1])
     search = _search_on_host if _select_on_host() else _search_on_device
-    similarities, indices = zip(*search(queries, items, len(gallery), k, exclude_self), strict=True)
-    return np.concatenate(similarities)[: len(queries)], np.concatenate(indices)[: len(queries)]
+    return search(queries, gallery, k, exclude_self)
 
 
 def _select_on_host() -> bool:
@@ -46,15 +50,9 @@ def _select_on_host() -> bool:
     return jax.default_backend() == 'cpu'
 
 
-def _pad(rows: np.ndarray, multiple: int) -> np.ndarray:
-    return np.pad(np.asarray(rows, np.float32), ((0, -len(rows) % multiple), (0, 0)))
-
-
-def _query_chunks(queries, size):
-    """Yields (index of the first query, float32 [Q, D]), all of one shape, Q at most size."""
-    size = min(size, -(-len(queries) // 256) * 256)
-    for start in range(0, len(queries), size):
-        yield start, _pad(queries[start : start + size], size)
+def _pad(rows, multiple):
+    missing = -len(rows) % multiple
+    return jnp.pad(rows, ((0, missing), (0, 0))) if missing else rows
 
 
 @jax.jit
@@ -62,78 +60,80 @@ def _similarities(queries, items):
     return jnp.einsum('qd,nd->qn', queries, items, precision=lax.Precision.HIGHEST)
 
 
-def _search_on_device(queries, gallery, gallery_size, k, exclude_self):
-    """queries [Q, D], gallery [chunks, N, D] -> chunks of (similarities [Q, k], indices [Q, k])."""
-    gallery = jnp.asarray(gallery)
-    for start, chunk in _query_chunks(queries, _QUERY_CHUNK):
-        yield _top_k_of_chunk(chunk, gallery, start, gallery_size, k, exclude_self)
+def _search_on_device(queries, gallery, k, exclude_self):
+    queries, gallery = jnp.asarray(queries, jnp.float32), jnp.asarray(gallery, jnp.float32)
+    found = []
+    for first_query in range(0, len(queries), _QUERY_CHUNK):
+        chunk = _pad(queries[first_query : first_query + _QUERY_CHUNK], _EVEN)
+        found.append(_top_k_of_chunk(chunk, gallery, first_query, k, exclude_self, _GALLERY_CHUNK))
+    similarities, indices = (np.concatenate(parts)[: len(queries)] for parts in zip(*found, strict=True))
+    return similarities, indices
 
 
-@functools.partial(jax.jit, static_argnames=('k', 'exclude_self'))
-def _top_k_of_chunk(queries, gallery, first_query, gallery_size, k, exclude_self):
-    num_queries, chunk_size = len(queries), gallery.shape[1]
+@functools.partial(jax.jit, static_argnames=('k', 'exclude_self', 'chunk_size'))
+def _top_k_of_chunk(queries, gallery, first_query, k, exclude_self, chunk_size):
+    num_queries, num_items = len(queries), len(gallery)
     query_index = first_query + jnp.arange(num_queries)
 
-    def merge(best, chunk):
-        items, first_item = chunk
-        item_index = first_item + jnp.arange(chunk_size)
+    def merge(best, items, first_item):
+        item_index = first_item + jnp.arange(len(items))
         similarities = _similarities(queries, items)
-        left_out = (item_index >= gallery_size)[None, :]
+        left_out = (item_index >= num_items)[None, :]
         if exclude_self:
             left_out |= query_index[:, None] == item_index[None, :]
         # lax.top_k takes 0 for more than -0.
         similarities = jnp.where(similarities == 0, 0, similarities)
         similarities = jnp.where(left_out, -jnp.inf, similarities)
         # lax.top_k puts the earlier of equals first, and the best so far come from lower indices.
-        of_chunk, position = lax.top_k(similarities, min(k, chunk_size))
+        of_chunk, position = lax.top_k(similarities, min(k, len(items)))
         candidates = jnp.concatenate([best[0], of_chunk], axis=1)
         indices = jnp.concatenate([best[1], first_item + position], axis=1)
         similarities, position = lax.top_k(candidates, k)
-        return (similarities, jnp.take_along_axis(indices, position, axis=1)), None
+        return similarities, jnp.take_along_axis(indices, position, axis=1)
 
-    nothing = jnp.full((num_queries, k), -jnp.inf), jnp.zeros((num_queries, k), jnp.int32)
-    best, _ = lax.scan(merge, nothing, (gallery, chunk_size * jnp.arange(len(gallery))))
-    return best
+    def merge_chunk(best, first_item):
+        return merge(best, lax.dynamic_slice_in_dim(gallery, first_item, chunk_size), first_item), None
+
+    best = jnp.full((num_queries, k), -jnp.inf), jnp.zeros((num_queries, k), jnp.int32)
+    in_chunks = num_items - num_items % chunk_size
+    if in_chunks:
+        best, _ = lax.scan(merge_chunk, best, jnp.arange(0, in_chunks, chunk_size))
+    return merge(best, _pad(gallery[in_chunks:], _EVEN), in_chunks) if in_chunks < num_items else best
 
 
-def _search_on_host(queries, gallery, gallery_size, k, exclude_self):
+def _search_on_host(queries, gallery, k, exclude_self):
     """As `_search_on_device`, with the similarities alone computed by XLA."""
-    gallery_chunks = [jnp.asarray(items) for items in gallery]
-    buffer = None
+    queries, gallery = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
+    found = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
+    chunk_size = min(_HOST_QUERY_CHUNK, -(-len(queries) // _EVEN) * _EVEN)
+    # By a block's first query, the keys of its best items so far.
+    best = dict.fromkeys(range(0, len(queries), _ROW_BLOCK), np.empty((_ROW_BLOCK, 0), np.int64))
 
-    def select(similarities, first_query, first_item, best, start):
-        """Merges into best, the keys of some queries, those of one chunk of the gallery."""
-        rows = similarities[start : start + _ROW_BLOCK]
-        enough = k + exclude_self
-        bounds = _bounds(rows, enough)
-        # Written so that a NaN is a candidate: k of them are found, come what may.
-        candidates = ~(rows < bounds[:, None])
-        for query, row in enumerate(rows, start):
-            items = np.flatnonzero(candidates[query - start])
-            if len(items) > 4 * enough:
-                # Collapsed embeddings: of what equals the bound, the first are enough.
-                equal = row[items] == bounds[query - start]
-                items = items[~equal | (np.cumsum(equal) <= enough)]
-            if exclude_self:
-                items = items[items != first_query + query - first_item]
-            keys = np.concatenate([best[query], _keys(row[items], first_item + items)])
-            keys.sort()
-            best[query] = keys[:k]
+    def select(similarities, first_query, first_item, row):
+        rows, first = similarities[row : row + _ROW_BLOCK], first_query + row
+        keys = _candidates(rows, k, first_item, first if exclude_self else None)
+        keys = np.concatenate([best.pop(first)[: len(rows)], keys], axis=1)
+        keys.sort(axis=1)
+        if first_item + rows.shape[1] < len(gallery):
+            best[first] = keys[:, :k].copy()
+        else:
+            for part, values in zip(found, _from_keys(keys[:, :k]), strict=True):
+                part[first : first + len(rows)] = values
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first_query, chunk in _query_chunks(queries, _HOST_QUERY_CHUNK):
-            if buffer is None:
-                buffer = jnp.empty((len(chunk), gallery.shape[1]), jnp.float32)
-            best = [np.empty(0, np.int64)] * min(len(chunk), len(queries) - first_query)
-            for number, items in enumerate(gallery_chunks):
-                first_item = number * len(items)
-                buffer = _similarities_into(buffer, chunk, items)
-                similarities = np.asarray(buffer)[: len(best), : gallery_size - first_item]
-                of_chunk = functools.partial(select, similarities, first_query, first_item, best)
-                list(pool.map(of_chunk, range(0, len(best), _ROW_BLOCK)))
+        for first_item in range(0, len(gallery), _GALLERY_CHUNK):
+            items = gallery[first_item : first_item + _GALLERY_CHUNK]
+            num_items, items = len(items), _pad(jnp.asarray(items), _EVEN)
+            buffer = jnp.empty((chunk_size, len(items)), jnp.float32)
+            for first_query in range(0, len(queries), chunk_size):
+                chunk = queries[first_query : first_query + chunk_size]
+                buffer = _similarities_into(buffer, _pad(jnp.asarray(chunk), chunk_size), items)
+                similarities = np.asarray(buffer)[: len(chunk), :num_items]
+                of_block = functools.partial(select, similarities, first_query, first_item)
+                list(pool.map(of_block, range(0, len(chunk), _ROW_BLOCK)))
                 # The buffer is written again only where nothing else refers to it.
-                del similarities, of_chunk
-            yield _from_keys(np.stack(best))
+                del similarities, of_block
+    return found
 
 
 @functools.partial(jax.jit, donate_argnames='buffer', keep_unused=True)
@@ -142,14 +142,39 @@ def _similarities_into(buffer, queries, items):
     return _similarities(queries, items)
 
 
+def _candidates(rows: np.ndarray, k: int, first_item: int, first_query: int | None) -> np.ndarray:
+    """Returns the keys of each row's k largest items and of some others, int64 [R, at least k or all].
+
+    Args:
+      rows: float32 [R, N], similarities of queries to the items from first_item on.
+      k: how many are wanted.
+      first_item: the first item's index.
+      first_query: the first query's, where queries are items and each is left out of its row; None: none is.
+    """
+    num_rows, num_items = rows.shape
+    # Written so that a NaN is a candidate: there are enough of them, come what may.
+    candidates = ~(rows < _bounds(rows, k if first_query is None else k + 1)[:, None])
+    if first_query is not None:
+        own = first_query - first_item + np.arange(num_rows)
+        inside = np.flatnonzero((own >= 0) & (own < num_items))
+        candidates[inside, own[inside]] = False
+    counts = np.count_nonzero(candidates, axis=1)
+    row = np.repeat(np.arange(num_rows), counts)
+    item = np.flatnonzero(candidates) - row * num_items
+    # Rows of fewer candidates are filled up with what comes after every key.
+    keys = np.full((num_rows, counts.max()), np.iinfo(np.int64).max)
+    keys[np.arange(counts.max()) < counts[:, None]] = _keys(rows[row, item], first_item + item)
+    return keys
+
+
 def _bounds(rows: np.ndarray, k: int) -> np.ndarray:
     """Returns for each row a number that its k largest items reach, and few others: float32 [R]."""
     num_items = rows.shape[1]
     k = min(k, num_items)
     # k groups whose largest items reach it hold k such items, and the groups are far fewer than the items. A group's
     # items lie apart, as the similar ones may lie together.
-    size = max(1, num_items // (2 * k))
-    num_groups = num_items // size
+    num_groups = min(max(2 * k, _FEWEST_GROUPS), num_items)
+    size = num_items // num_groups
     largest = rows[:, : size * num_groups].reshape(len(rows), size, num_groups).max(axis=1)
     return np.partition(largest, num_groups - k, axis=1)[:, num_groups - k]
 
