@@ -7,9 +7,6 @@ import jax
 import ml_collections
 import numpy as np
 import tqdm
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from simclr_cifar import objectives
 from simclr_cifar.files import RunFolder
@@ -36,6 +33,10 @@ class Log:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, runs: list[RunFolder], first_epoch: int, num_classes: int):
+        # Here, as it imports torch where that is installed: two seconds that an evaluation need not wait.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         self._config, self._runs, self._first_epoch, self._num_classes = config, runs, first_epoch, num_classes
         self._images_per_epoch = 2 * config.groups_per_batch * num_classes * config.batches_per_epoch
         self._chance = objectives.chance_loss(config.groups_per_batch, num_classes, config.negatives)
@@ -143,6 +144,9 @@ class Log:
         return f'{run.path.name}, ' if len(self._runs) > 1 else ''
 
     def _write_events(self, run: RunFolder, step: int, values: dict[str, float]) -> None:
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
         for name, value in values.items():
             event = Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))
             self._events[run].write_event(event)

@@ -6,15 +6,17 @@ python -m simclr_cifar.main --mode=study --config=configs/study.py
 """
 
 import errno
+import hashlib
 import os
 import pathlib
+import platform
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import files
+from simclr_cifar import files, sources
 from simclr_cifar.config import InputError
 
 # JAX and what imports it are imported by the modes, so that --help and most bad input are answered at once.
@@ -39,7 +41,9 @@ _NUM_CLASSES = flags.DEFINE_integer('num_classes', None, "The dataset's first so
 _DATA_DIR = flags.DEFINE_string(
     'data_dir', None, "TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default."
 )
-_CACHE_DIR = flags.DEFINE_string('cache_dir', None, 'For decoded images; default: ~/.cache/simclr_cifar.')
+_CACHE_DIR = flags.DEFINE_string(
+    'cache_dir', None, 'For decoded images and compiled programs; default: ~/.cache/simclr_cifar.'
+)
 
 _EXIT_BAD_INPUT, _EXIT_FAILED, _EXIT_NO_DATA, _EXIT_INTERRUPTED = 2, 1, 3, 130
 
@@ -51,6 +55,7 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise InputError(f'{argv[1]}: flags only, as --name=value')
+        _keep_compiled_programs()
         return {'train': _train, 'eval': _evaluate, 'study': _study, 'prepare': _prepare}[_MODE.value]()
     except InputError as error:
         return _fail(error, _EXIT_BAD_INPUT)
@@ -65,6 +70,26 @@ def main(argv: list[str]) -> int:
                 _EXIT_BAD_INPUT,
             )
         raise
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles for the next process, unless the environment says where, or that it is not to."""
+    if 'JAX_COMPILATION_CACHE_DIR' in os.environ or os.environ.get('JAX_ENABLE_COMPILATION_CACHE') in ('0', 'false'):
+        return
+    # A home that several machines share: a program compiled for one processor may not run on another.
+    processor = platform.machine() + platform.processor()
+    if (information := pathlib.Path('/proc/cpuinfo')).exists():
+        processor += ''.join(sorted({line for line in information.open() if line.startswith(('flags', 'Features'))}))
+    root = sources.cache_root(_CACHE_DIR.value) / 'compiled'
+    folder = root / hashlib.sha256(processor.encode()).hexdigest()[:8]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Whoever can write there can have this process run what they like; chmod fails where another owns it.
+        root.chmod(0o700)
+    except OSError:
+        return  # Compiled anew each time.
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 
 def _train() -> int:
@@ -155,7 +180,7 @@ def _evaluate() -> int:
 
 def _prepare() -> int:
     config = _config()
-    from simclr_cifar import data, sources
+    from simclr_cifar import data
 
     try:
         splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)

@@ -7,6 +7,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 from jax import lax
 
 from simclr_cifar import neighbours, objectives, sampling
@@ -145,27 +146,29 @@ def pair_accuracy(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
     order = np.argsort(labels, kind='stable')
     embeddings, labels = np.asarray(embeddings, np.float32)[order], np.asarray(labels)[order]
     counts = np.bincount(labels)
-    ends = np.cumsum(counts)
+    columns = [slice(end - count, end) for end, count in zip(np.cumsum(counts), counts, strict=True)]
 
     def expected_accuracies(rows):
-        by_class = np.split(embeddings[rows] @ embeddings.T, ends[:-1], axis=1)
-        for row, index in enumerate(rows):
-            own = labels[index]
-            by_class[own][row, index - (ends[own] - counts[own])] = np.inf
-        by_class = [np.sort(similarities, axis=1) for similarities in by_class]
+        similarities = embeddings[rows] @ embeddings.T
+        similarities[np.arange(len(rows)), rows] = np.inf
+        for column in columns:
+            similarities[:, column].sort(axis=1)
         accuracies = np.empty(len(rows))
-        for row, own in enumerate(labels[rows]):
-            positives = by_class[own][row, :-1]  # The last is the anchor itself.
-            right = np.ones(len(positives))
-            for label, similarities in enumerate(by_class):
-                if label != own:
-                    side = 'left' if label < own else 'right'
-                    right *= np.searchsorted(similarities[row], positives, side) / counts[label]
-            accuracies[row] = right.mean()
+        for number, own in enumerate(labels[rows]):
+            row = similarities[number]
+            positives = row[columns[own]][:-1]  # The last is the anchor itself.
+            less_similar = [
+                row[column].searchsorted(positives, 'left' if label < own else 'right')
+                for label, column in enumerate(columns)
+                if label != own
+            ]
+            shares = np.array(less_similar).reshape(-1, len(positives)) / np.delete(counts, own)[:, None]
+            accuracies[number] = np.prod(shares, axis=0).mean()
         return accuracies
 
     chunks = np.array_split(np.arange(len(labels)), -(-len(labels) // 256))
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    # A thread of its own for each chunk leaves none for the products to be divided among.
+    with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         accuracies = np.concatenate(list(pool.map(expected_accuracies, chunks)))
     return accuracies[np.argsort(order)]
 

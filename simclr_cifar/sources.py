@@ -83,10 +83,15 @@ def _find_prepared(name: str, root: pathlib.Path, given: str) -> pathlib.Path:
     return max(versions, key=lambda path: [int(part) if part.isdigit() else -1 for part in path.name.split('.')])
 
 
+def cache_root(cache_dir: str | None) -> pathlib.Path:
+    """Returns the folder of what is kept between runs; None: simclr_cifar in the user's cache folder."""
+    root = pathlib.Path(cache_dir or os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+    return root if cache_dir else root / 'simclr_cifar'
+
+
 def _read_cached(name: str, split: str, prepared: pathlib.Path, cache_dir: str | None) -> Arrays:
     """Returns the split from the cache, which is filled first where it holds no copy of these very files."""
-    root = pathlib.Path(cache_dir or os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-    root = root if cache_dir else root / 'simclr_cifar'
+    root = cache_root(cache_dir)
     shards = sorted(prepared.glob(f'{name}-{split}.*'))
     # The shards' bytes, not their times: a copied or moved dataset is still the same dataset.
     digest = hashlib.sha256(b'format 2')
