@@ -65,6 +65,7 @@ def isolated_environment(monkeypatch, tmp_path_factory, request):
     """No test reads or fills the person's own data and cache folders."""
     monkeypatch.setenv('HOME', str(tmp_path_factory.getbasetemp() / 'home'))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.getbasetemp() / 'cache'))
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
     if 'cifar10_data_dir' not in request.fixturenames:
         monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
 
