@@ -24,7 +24,7 @@ the first repetition took beyond the median, compilation above all; imports and 
 is the process's peak.
 """
 PATH = pathlib.Path(__file__).parent / 'RESULTS.md'
-SECTIONS = ('step', 'neighbours', 'retrieval', 'gpu')  # in the file's order
+SECTIONS = ('step', 'neighbours', 'retrieval', 'growth', 'gpu')  # in the file's order
 _PACKAGES = (
     *('jax', 'flax', 'optax', 'tensorflow-cpu', 'keras', 'torch', 'pytorch-metric-learning', 'faiss-cpu'),
     *('scikit-learn', 'numpy'),
@@ -68,7 +68,7 @@ def describe_data(dataset: Dataset) -> str:
     return f'- Data: {dataset.description} SHA-256 of these {len(dataset.images)}: {digest[:8]}...'
 
 
-def _spread(values: Sequence[float], digits: int = 3) -> str:
+def spread(values: Sequence[float], digits: int = 3) -> str:
     """Returns 'median (lowest-highest)'."""
     low, middle, high = (f'{value:#.{digits}g}' for value in (min(values), statistics.median(values), max(values)))
     return f'{middle} ({low}-{high})'
@@ -90,15 +90,15 @@ def comparison(measurements: Sequence[harness.Measurement], unit: str, limit_sec
         if measured.failure:
             cells = [f'failed: {measured.failure}', *['-'] * len(header)]
         else:
-            ratios = '1' if measured is ours else _spread(harness.paired_ratios(ours, measured))
-            cells = [_spread(measured.seconds), ratios]
+            ratios = '1' if measured is ours else spread(harness.paired_ratios(ours, measured))
+            cells = [spread(measured.seconds), ratios]
             cells += [f'{measured.median / limit_seconds:.1f}'] if limit_seconds else []
             cells += [f'{max(0.0, measured.first_seconds - measured.median):.1f}', f'{measured.peak_bytes / 1e6:.0f}']
         rows.append([measured.title, *cells])
-    return _table([*header, 'first call, s more', 'peak memory, MB'], rows)
+    return table([*header, 'first call, s more', 'peak memory, MB'], rows)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a Markdown table."""
     return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in [header, ['---'] * len(header), *rows])
 

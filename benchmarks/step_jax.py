@@ -9,15 +9,16 @@ from simclr_cifar import config as config_lib
 from simclr_cifar import data, parallel, sampling, step
 
 
-def _prepare(num_classes: int, batches: int):
-    """Returns (config, stacked states of one seed, seeds, images, index, the compiled epoch), as `train` has them."""
+def prepare(num_classes: int, batches: int, groups: int = 1, num_seeds: int = 1):
+    """Returns (config, stacked states of the seeds, seeds, images, index, the compiled epoch), as `train` has them."""
     config = config_lib.defaults().unlock()
-    config.num_classes, config.batches_per_epoch = num_classes, batches
+    config.num_classes, config.batches_per_epoch, config.groups_per_batch = num_classes, batches, groups
     train = data.select(data.load(config.dataset, 'train'), num_classes=num_classes)
     mesh = parallel.make_mesh(config.groups_per_batch)
-    state = step.init_state(config, train.images.shape[1:], config.seed)
-    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], state)
-    stacked, seeds = parallel.replicate((stacked, np.array([config.seed], np.int32)), mesh)
+    seeds = np.arange(config.seed, config.seed + num_seeds, dtype=np.int32)
+    states = [step.init_state(config, train.images.shape[1:], int(seed)) for seed in seeds]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+    stacked, seeds = parallel.replicate((stacked, seeds), mesh)
     images = parallel.replicate(train.images, mesh)
     index = parallel.replicate(sampling.class_index(train.labels, num_classes), mesh)
     return config, stacked, seeds, images, index, step.compile_epoch(config, mesh)
@@ -25,7 +26,7 @@ def _prepare(num_classes: int, batches: int):
 
 def epoch(num_classes: int, batches: int):
     """A repetition is one epoch; the first compiles it."""
-    _, stacked, seeds, images, index, run_epoch = _prepare(num_classes, batches)
+    _, stacked, seeds, images, index, run_epoch = prepare(num_classes, batches)
 
     def run():
         nonlocal stacked
@@ -41,7 +42,7 @@ def reference(num_classes: int, steps: int):
     It is 'weights', the initial ones as a list of float32 arrays (kernels HWIO or [in, out], each with its bias [out]),
     'pairs', int32 [steps, 2, C], indices of images, and 'losses', float32 [steps], of these batches in training.
     """
-    config, stacked, seeds, images, index, run_epoch = _prepare(num_classes, steps)
+    config, stacked, seeds, images, index, run_epoch = prepare(num_classes, steps)
 
     def run():
         params = jax.tree.map(lambda leaf: np.array(leaf[0]), stacked.params)

@@ -61,7 +61,11 @@ class Trainer:
             # Another tensor: of labels that are the reference's very own, it leaves the diagonal out.
             self.reference_labels = self.targets.clone()
             forward = self._contrast
-        self.forward = torch.compile(forward, mode=compile_mode) if compile_mode else forward
+        self.forward, self.compiled = forward, compile_mode is not None
+        if self.compiled:
+            self.forward = torch.compile(forward, mode=compile_mode)
+            # CUDA graphs copy what they are given before every replay, unless it never moves.
+            torch._dynamo.mark_static_address(self.images)
 
     def _cross_entropy(self, indices):
         anchors, positives = self.encoder(self.images[indices]).chunk(2)
@@ -88,6 +92,8 @@ class Trainer:
         loss, accuracy = self.forward(indices)
         loss.backward()
         self.optimizer.step()
+        if self.compiled:  # A CUDA graph's next replay overwrites what the last returned.
+            return loss.detach().clone(), None if accuracy is None else accuracy.clone()
         return loss.detach(), accuracy
 
     def set_weights(self, weights: list[np.ndarray]) -> None:
