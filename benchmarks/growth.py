@@ -12,7 +12,6 @@ from benchmarks.harness import Contender
 TITLE = 'Growth'
 _NUM_CLASSES = 10
 _GROUPS = (1, 4, 16, 64, 256, 1024)
-_LARGEST_DENSE = 256  # groups, of 'batch' negatives
 _PAIRS_OF_CLASS = 512  # in a repetition, in at least two batches
 _GALLERIES = (10_000, 100_000, 1_000_000)
 _QUERIES, _DIMENSIONS, _NEIGHBOURS = 1000, 128, 10
@@ -77,11 +76,8 @@ def gallery(size: int):
 def measure() -> str:
     """Returns the section and draws growth.png."""
     steps = {
-        negatives: {groups: _measure('batch', groups=groups, negatives=negatives) for groups in sizes}
-        for negatives, sizes in (
-            ('group', _GROUPS),
-            ('batch', [groups for groups in _GROUPS if groups <= _LARGEST_DENSE]),
-        )
+        negatives: {groups: _measure('batch', groups=groups, negatives=negatives) for groups in _GROUPS}
+        for negatives in ('group', 'batch')
     }
     searches = {size: _measure('gallery', size=size) for size in _GALLERIES}
     _draw(steps, searches)

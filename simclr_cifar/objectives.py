@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Of 'batch' negatives at once: 64 MB.
+_LARGEST_LOGITS = 2**24
+
 
 def anchor_positive(
     anchors: jax.Array,
@@ -26,7 +29,8 @@ def anchor_positive(
       positives: float [G, C, D], unit norm; positives[g, c] belongs to anchors[g, c].
       temperature: above 0.
       negatives: 'group' sets an anchor against the C positives of its group; 'batch' against the positives of all
-        groups, save the other positives of its own class, which are no negatives.
+        groups, save the other positives of its own class, which are no negatives; as many anchors at a time as have
+        _LARGEST_LOGITS logits.
       axis_name: the replicas' named axis, over which 'batch' gathers the positives; None: this replica's only.
 
     Returns:
@@ -40,28 +44,52 @@ def anchor_positive(
     """
     anchors, positives = anchors.astype(jnp.float32), positives.astype(jnp.float32)
     num_groups, num_classes, _ = anchors.shape
-    exact = lax.Precision.HIGHEST
     if negatives == 'group':
-        logits = jnp.einsum('gae,gpe->gap', anchors, positives, precision=exact) / temperature
-        own = jnp.broadcast_to(jnp.arange(num_classes), (num_groups, num_classes))
+        logits = jnp.einsum('gae,gpe->gap', anchors, positives, precision=lax.Precision.HIGHEST) / temperature
+        losses, right = _cross_entropy(logits, jnp.broadcast_to(jnp.arange(num_classes), (num_groups, num_classes)))
     elif negatives == 'batch':
         first_group = 0
         if axis_name is not None:
             positives = lax.all_gather(positives, axis_name, tiled=True)
             first_group = lax.axis_index(axis_name) * num_groups
-        logits = jnp.einsum('gae,hpe->gahp', anchors, positives, precision=exact) / temperature
-        group = first_group + jnp.arange(num_groups)
-        same_class = jnp.eye(num_classes, dtype=bool)[None, :, None, :]
-        same_group = (group[:, None] == jnp.arange(len(positives))[None, :])[:, None, :, None]
-        logits = jnp.where(same_class & ~same_group, -jnp.inf, logits)
-        logits = logits.reshape(num_groups, num_classes, -1)
-        own = group[:, None] * num_classes + jnp.arange(num_classes)[None, :]
+        groups = first_group + jnp.arange(num_groups)
+
+        def against_all(anchors_and_groups):
+            return _against_all_positives(*anchors_and_groups, positives, temperature)
+
+        size = _groups_of_chunk(num_groups, len(positives) * num_classes**2)
+        if size == num_groups:
+            losses, right = against_all((anchors, groups))
+        else:
+            chunks = anchors.reshape(-1, size, *anchors.shape[1:]), groups.reshape(-1, size)
+            # A chunk's logits are computed again for its gradient rather than kept.
+            losses, right = lax.map(jax.checkpoint(against_all), chunks)
     else:
         raise ValueError(f"negatives must be 'group' or 'batch', not {negatives!r}")
+    return jnp.mean(losses), jnp.mean(right.astype(jnp.float32))
+
+
+def _groups_of_chunk(num_groups: int, logits_of_group: int) -> int:
+    """Returns the largest divisor of num_groups whose logits are no more than _LARGEST_LOGITS, or 1."""
+    fitting = (size for size in range(num_groups, 0, -1) if num_groups % size == 0)
+    return next((size for size in fitting if size * logits_of_group <= _LARGEST_LOGITS), 1)
+
+
+def _against_all_positives(anchors, groups, positives, temperature):
+    """anchors [g, C, D], their groups' numbers [g], positives [G, C, D] -> (losses, right), [g, C] each."""
+    num_classes = anchors.shape[1]
+    logits = jnp.einsum('gae,hpe->gahp', anchors, positives, precision=lax.Precision.HIGHEST) / temperature
+    same_class = jnp.eye(num_classes, dtype=bool)[None, :, None, :]
+    same_group = (groups[:, None] == jnp.arange(len(positives))[None, :])[:, None, :, None]
+    logits = jnp.where(same_class & ~same_group, -jnp.inf, logits)
+    own = groups[:, None] * num_classes + jnp.arange(num_classes)[None, :]
+    return _cross_entropy(logits.reshape(*anchors.shape[:2], -1), own)
+
+
+def _cross_entropy(logits, own):
+    """logits [G, C, P], own positives' indices [G, C] -> (losses, whether the largest logit is the own), [G, C]."""
     own_logits = jnp.take_along_axis(logits, own[..., None], axis=-1)[..., 0]
-    loss = jnp.mean(jax.nn.logsumexp(logits, axis=-1) - own_logits)
-    accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == own).astype(jnp.float32))
-    return loss, accuracy
+    return jax.nn.logsumexp(logits, axis=-1) - own_logits, jnp.argmax(logits, axis=-1) == own
 
 
 def chance_loss(num_groups: int, num_classes: int, negatives: str) -> float:

@@ -71,6 +71,37 @@ def test_the_gradient_equals_numerical_differences(negatives):
     np.testing.assert_allclose(gradient, numerical, atol=1e-5)
 
 
+def value_and_gradient(anchors, positives):
+    def loss(pair):
+        return objectives.anchor_positive(*pair, TEMPERATURE, 'batch')
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower((anchors, positives)).compile()
+
+
+@pytest.mark.parametrize('groups_at_once', [1, 2, 4])  # Of 6 groups, 4 at once do not divide them: 3 are taken.
+def test_a_few_anchors_at_a_time_are_all_anchors_at_once(monkeypatch, groups_at_once):
+    rng = np.random.default_rng(4)
+    pair = unit(rng, 6, 3, 5).astype(np.float32), unit(rng, 6, 3, 5).astype(np.float32)
+    (loss, accuracy), gradient = value_and_gradient(*pair)(pair)
+    monkeypatch.setattr(objectives, '_LARGEST_LOGITS', groups_at_once * 6 * 3**2)
+    (loss_in_chunks, accuracy_in_chunks), gradient_in_chunks = value_and_gradient(*pair)(pair)
+    np.testing.assert_allclose(loss_in_chunks, loss, rtol=1e-6)
+    np.testing.assert_allclose([loss, accuracy], by_loops(*pair, TEMPERATURE, 'batch'), rtol=1e-5)
+    assert accuracy_in_chunks == accuracy
+    for own, expected in zip(gradient_in_chunks, gradient, strict=True):
+        np.testing.assert_allclose(own, expected, atol=1e-6)
+
+
+def test_memory_of_large_batches_is_linear(monkeypatch):
+    monkeypatch.setattr(objectives, '_LARGEST_LOGITS', 2**16)
+    small, large = (
+        value_and_gradient(pair, pair).memory_analysis().temp_size_in_bytes
+        for pair in (np.zeros((groups, 4, 8), np.float32) for groups in (128, 1024))
+    )
+    assert large < 12 * small  # 64 times, were the logits kept.
+    assert large < 4 * (1024 * 4) ** 2 / 16
+
+
 def test_positives_of_the_same_class_are_no_negatives():
     # Every embedding of a class is the same: only a masked positive of the class could compete.
     embeddings = np.broadcast_to(np.eye(3, dtype=np.float32), (4, 3, 3))
