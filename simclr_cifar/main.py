@@ -73,8 +73,8 @@ def main(argv: list[str]) -> int:
 
 
 def _keep_compiled_programs() -> None:
-    """Lets JAX keep what it compiles for the next process, unless the environment says where, or that it is not to."""
-    if 'JAX_COMPILATION_CACHE_DIR' in os.environ or os.environ.get('JAX_ENABLE_COMPILATION_CACHE') in ('0', 'false'):
+    """Lets JAX keep what it compiles for the next process, unless the environment says where."""
+    if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         return
     # A home that several machines share: a program compiled for one processor may not run on another.
     processor = platform.machine() + platform.processor()

@@ -153,7 +153,13 @@ def _candidates(rows: np.ndarray, k: int, first_item: int, first_query: int | No
     """
     num_rows, num_items = rows.shape
     # Written so that a NaN is a candidate: there are enough of them, come what may.
-    candidates = ~(rows < _bounds(rows, k if first_query is None else k + 1)[:, None])
+    enough = k if first_query is None else k + 1
+    bounds = _bounds(rows, enough)[:, None]
+    candidates = ~(rows < bounds)
+    if np.count_nonzero(candidates) > 4 * enough * num_rows:
+        # Collapsed embeddings: of what equals the bound, the first are enough.
+        equal = rows == bounds
+        candidates &= ~equal | (np.cumsum(equal, axis=1) <= enough)
     if first_query is not None:
         own = first_query - first_item + np.arange(num_rows)
         inside = np.flatnonzero((own >= 0) & (own < num_items))

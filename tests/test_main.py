@@ -209,18 +209,6 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(finishe
     assert (copy / 'metrics.json').read_bytes() == final
 
 
-def test_help_needs_no_jax():
-    code = (
-        'import runpy, sys\n'
-        'sys.argv = ["main", "--help"]\n'
-        'try:\n    runpy.run_module("simclr_cifar.main", run_name="__main__")\n'
-        'except SystemExit:\n    pass\n'
-        'assert "jax" not in sys.modules\n'
-    )
-    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert '--workdir' in result.stdout
-
-
 @pytest.mark.parametrize('place', ['a file', 'below a file', 'read only'])
 def test_a_workdir_that_cannot_be_written_is_refused(place, tmp_path):
     (tmp_path / 'file').write_text('')

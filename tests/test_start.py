@@ -1,8 +1,22 @@
-"""What a process need not do again: compiled programs are kept for the next one."""
+"""What a process need not do at its start: import JAX to say --help, compile what an earlier one compiled."""
 
 import stat
+import subprocess
+import sys
 
-from test_main import DIGITS, run
+from test_main import DIGITS, ROOT, run
+
+
+def test_help_needs_no_jax():
+    code = (
+        'import runpy, sys\n'
+        'sys.argv = ["main", "--help"]\n'
+        'try:\n    runpy.run_module("simclr_cifar.main", run_name="__main__")\n'
+        'except SystemExit:\n    pass\n'
+        'assert "jax" not in sys.modules\n'
+    )
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert '--workdir' in result.stdout
 
 
 def names(folder):

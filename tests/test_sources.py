@@ -1,0 +1,210 @@
+"""Where images come from: reading, downloading, the cache, the digits."""
+
+import pathlib
+import shutil
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from conftest import CLASS_NAMES, class_images
+
+from simclr_cifar import data, sources
+from simclr_cifar.config import InputError
+
+
+@pytest.fixture
+def data_dir(small_cifar10, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(small_cifar10, tmp_path / 'tfds')
+
+
+@pytest.fixture
+def cache_dir(tmp_path):
+    return tmp_path / 'cache'
+
+
+def version_folder(data_dir):
+    return data_dir / 'cifar10' / '3.0.2'
+
+
+def expected_split(split):
+    """The images and labels of conftest's archive, in its order."""
+    seeds = range(5) if split == 'train' else [5]
+    labels = [np.random.default_rng(seed).permutation(np.arange(100) % 10) for seed in seeds]
+    images = [class_images(part, seed) for part, seed in zip(labels, seeds, strict=True)]
+    return np.concatenate(images), np.concatenate(labels)
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_what_is_downloaded_is_what_is_read(small_cifar10, cache_dir, split):
+    dataset = data.load('cifar10', split, small_cifar10, cache_dir)
+    images, labels = expected_split(split)
+    assert dataset.class_names == CLASS_NAMES
+    assert dataset.images.dtype == np.uint8
+    assert dataset.labels.dtype == np.int32
+    # TFDS shuffles as it prepares.
+    ours = sorted((label, image.tobytes()) for label, image in zip(dataset.labels, dataset.images, strict=True))
+    assert ours == sorted((label, image.tobytes()) for label, image in zip(labels, images, strict=True))
+
+
+def test_tfds_itself_reads_what_was_prepared(small_cifar10, cache_dir):
+    source = tfds.data_source(
+        'cifar10', split='test', data_dir=small_cifar10, builder_kwargs={'file_format': 'array_record'}
+    )
+    dataset = data.load('cifar10', 'test', small_cifar10, cache_dir)
+    np.testing.assert_array_equal(np.stack([example['image'] for example in source]), dataset.images)
+
+
+def test_a_missing_dataset_is_downloaded_to_tfds_s_default(cifar10_server, cache_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(sources, 'CIFAR10_URL', cifar10_server)
+    assert len(data.load('cifar10', 'test', None, cache_dir).labels) == 100
+    assert version_folder(tmp_path / 'tensorflow_datasets').is_dir()
+
+
+def test_the_archive_is_checked_against_tfds_s_checksum(cifar10_server, tmp_path, monkeypatch):
+    checksums = tfds.core.download.checksums
+    official = checksums.get_all_url_infos()[sources.CIFAR10_URL]
+    monkeypatch.setattr(checksums, 'get_all_url_infos', lambda: {cifar10_server: official})
+    monkeypatch.setattr(sources, 'CIFAR10_URL', cifar10_server)
+    with pytest.raises(sources.DatasetNotFound, match='could not be downloaded'):
+        sources.prepare_cifar10(tmp_path)
+    assert not version_folder(tmp_path).exists()
+
+
+@pytest.mark.parametrize('url', ['http://127.0.0.1:9/cifar-10-binary.tar.gz', 'http://no-such-host.invalid/c.tar.gz'])
+def test_without_a_network_the_ways_out_are_named_at_once(url, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(sources, 'CIFAR10_URL', url)
+    started = time.monotonic()
+    with pytest.raises(sources.DatasetNotFound, match=r'--data_dir or TFDS_DATA_DIR.*--config\.dataset=digits'):
+        data.load('cifar10', 'train')
+    assert time.monotonic() - started < 30
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_empty(data_dir):
+    shutil.rmtree(data_dir)
+    data_dir.mkdir()
+
+
+def make_half_prepared(data_dir):
+    version_folder(data_dir).rename(data_dir / 'cifar10' / '3.0.2.incompleteABCDEF_cifar10')
+
+
+def remove_info(data_dir):
+    (version_folder(data_dir) / 'dataset_info.json').unlink()
+
+
+def train_shard(data_dir):
+    return next(version_folder(data_dir).glob('cifar10-train.array_record*'))
+
+
+def truncate(data_dir):
+    shard = train_shard(data_dir)
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+
+
+def empty_shard(data_dir):
+    train_shard(data_dir).write_bytes(b'')
+
+
+def remove_shard(data_dir):
+    train_shard(data_dir).unlink()
+
+
+def overwrite(data_dir):
+    shard = train_shard(data_dir)
+    shard.write_bytes(bytes(shard.stat().st_size))
+
+
+def spoil_info(data_dir):
+    (version_folder(data_dir) / 'dataset_info.json').write_text('{')
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'said'),
+    [
+        (shutil.rmtree, 'there is no such folder'),
+        (make_empty, 'holds no cifar10'),
+        (make_half_prepared, 'half-prepared'),
+        (remove_info, 'half-prepared'),
+        (truncate, 'damaged or truncated'),
+        (empty_shard, 'damaged or truncated'),
+        (remove_shard, 'damaged or truncated'),
+        (overwrite, 'damaged or truncated'),
+        (spoil_info, 'damaged or truncated'),
+    ],
+)
+@pytest.mark.parametrize('cached', [False, True])
+def test_a_data_dir_that_is_not_whole_is_refused(data_dir, cache_dir, spoil, said, cached):
+    if cached:
+        data.load('cifar10', 'train', data_dir, cache_dir)
+    spoil(data_dir)
+    with pytest.raises(InputError, match=said) as raised:
+        data.load('cifar10', 'train', data_dir, cache_dir)
+    assert str(data_dir) in str(raised.value)
+
+
+def test_the_environment_names_the_data_dir(small_cifar10, cache_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(small_cifar10))
+    assert len(data.load('cifar10', 'test', None, cache_dir).labels) == 100
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'nowhere'))
+    with pytest.raises(sources.DatasetNotFound, match=r'^TFDS_DATA_DIR='):
+        data.load('cifar10', 'test', None, cache_dir)
+
+
+def test_tfrecord_without_tensorflow_says_what_to_do(data_dir, cache_dir):
+    info = version_folder(data_dir) / 'dataset_info.json'
+    info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+    with pytest.raises(InputError, match='pip install tensorflow-cpu'):
+        data.load('cifar10', 'train', data_dir, cache_dir)
+
+
+def test_the_cache_is_used_and_rebuilt_when_it_does_not_match(data_dir, cache_dir, monkeypatch):
+    decoded = []
+    decode = sources._decode
+    monkeypatch.setattr(sources, '_decode', lambda *arguments: decoded.append(1) or decode(*arguments))
+    first = data.load('cifar10', 'train', data_dir, cache_dir)
+    again = data.load('cifar10', 'train', data_dir, cache_dir)
+    assert len(decoded) == 1
+    assert isinstance(again.images, np.memmap)
+    np.testing.assert_array_equal(first.images, again.images)
+    expected = np.array(first.images)
+    del first, again  # No file is mapped while it is cut off.
+
+    (folder,) = cache_dir.iterdir()
+    for spoilt in (b'', (folder / 'images.npy').read_bytes()[:-1]):
+        (folder / 'images.npy').write_bytes(spoilt)
+        np.testing.assert_array_equal(data.load('cifar10', 'train', data_dir, cache_dir).images, expected)
+    assert len(decoded) == 3
+
+    # Another copy of the dataset, at the same place and of the same size.
+    info = version_folder(data_dir) / 'dataset_info.json'
+    info.write_text(info.read_text().replace('CIFAR-10', 'CIFAR-1O'))
+    assert 'CIFAR-1O' in data.load('cifar10', 'train', data_dir, cache_dir).description
+    assert len(decoded) == 4
+
+
+def test_a_cache_is_whole_or_absent(data_dir, cache_dir, monkeypatch):
+    save = np.save
+
+    def fail_at_labels(path, array):
+        if pathlib.Path(path).name == 'labels.npy':
+            raise OSError(28, 'No space left on device')
+        save(path, array)
+
+    monkeypatch.setattr(np, 'save', fail_at_labels)
+    assert len(data.load('cifar10', 'train', data_dir, cache_dir).labels) == 500
+    assert list(cache_dir.iterdir()) == []
+
+
+def test_the_embedded_digits():
+    train, test = (data.load('digits', split) for split in ('train', 'test'))
+    assert train.images.shape[1:] == test.images.shape[1:] == (32, 32, 3)
+    assert len(train.labels) + len(test.labels) == 1797
+    assert train.images.dtype == np.uint8
+    assert train.images.max() == 255
+    assert np.bincount(test.labels).min() >= 34
+    assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in test.images}
