@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -69,9 +70,13 @@ def describe_data(dataset: Dataset) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Returns 'median (lowest-highest)'."""
-    low, middle, high = (f'{value:#.{digits}g}' for value in (min(values), statistics.median(values), max(values)))
-    return f'{middle} ({low}-{high})'
+    """Returns 'median (lowest-highest)', each in so many significant digits, the whole part never shortened."""
+
+    def text(value):
+        magnitude = math.floor(math.log10(abs(value))) if value else 0
+        return f'{value:,.{max(0, digits - 1 - magnitude)}f}'
+
+    return f'{text(statistics.median(values))} ({text(min(values))}-{text(max(values))})'
 
 
 def comparison(measurements: Sequence[harness.Measurement], unit: str, limit_seconds: float | None = None) -> str:
