@@ -57,7 +57,7 @@ def anchor_positive(
         def against_all(anchors_and_groups):
             return _against_all_positives(*anchors_and_groups, positives, temperature)
 
-        size = _groups_of_chunk(num_groups, len(positives) * num_classes**2)
+        size = largest_divisor(num_groups, _LARGEST_LOGITS // (len(positives) * num_classes**2))
         if size == num_groups:
             losses, right = against_all((anchors, groups))
         else:
@@ -69,10 +69,9 @@ def anchor_positive(
     return jnp.mean(losses), jnp.mean(right.astype(jnp.float32))
 
 
-def _groups_of_chunk(num_groups: int, logits_of_group: int) -> int:
-    """Returns the largest divisor of num_groups whose logits are no more than _LARGEST_LOGITS, or 1."""
-    fitting = (size for size in range(num_groups, 0, -1) if num_groups % size == 0)
-    return next((size for size in fitting if size * logits_of_group <= _LARGEST_LOGITS), 1)
+def largest_divisor(count: int, limit: int) -> int:
+    """Returns the largest divisor of count that is no more than limit, or 1: the size of equal chunks."""
+    return next((size for size in range(min(count, limit), 0, -1) if count % size == 0), 1)
 
 
 def _against_all_positives(anchors, groups, positives, temperature):

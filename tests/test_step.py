@@ -70,11 +70,13 @@ def by_hand(config, number=0):
 
 
 @pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
-@pytest.mark.parametrize(('negatives', 'at_once'), [('group', 2**24), ('batch', 2**24), ('batch', 1)])
-def test_loss_and_gradient_are_those_of_the_global_batch(monkeypatch, negatives, at_once, num_devices):
+@pytest.mark.parametrize(('negatives', 'logits'), [('group', 2**24), ('batch', 2**24), ('batch', 1)])
+@pytest.mark.parametrize('images_at_once', [1000, 16, 1])  # all, two groups and, as the least, one
+def test_loss_and_gradient_are_those_of_the_global_batch(monkeypatch, negatives, logits, images_at_once, num_devices):
     config = small_config(negatives=negatives, batches_per_epoch=1)
     loss, accuracy, gradient = by_hand(config)
-    monkeypatch.setattr(objectives, '_LARGEST_LOGITS', at_once)
+    monkeypatch.setattr(objectives, '_LARGEST_LOGITS', logits)
+    monkeypatch.setattr(step, '_IMAGES_AT_ONCE_ON_CPU', images_at_once)
     state, metrics = run_epoch(config, num_devices)
     np.testing.assert_allclose(metrics['loss'], [loss], rtol=1e-5)
     np.testing.assert_allclose(metrics['accuracy'], [accuracy], rtol=1e-6)
@@ -205,7 +207,8 @@ def test_a_step_has_no_operations_beside_its_products():
     assert 2 * multiply_adds <= (four - one) / 3 <= 1.03 * 2 * multiply_adds
 
 
-def test_memory_is_linear_in_the_batch_and_does_not_grow_with_the_epoch():
+def test_memory_is_linear_in_the_batch_and_does_not_grow_with_the_epoch(monkeypatch):
+    monkeypatch.setattr(step, '_IMAGES_AT_ONCE_ON_CPU', None)
     sixteen, sixty_four, longer = (
         memory.temp_size_in_bytes + memory.output_size_in_bytes
         for memory in (
@@ -218,6 +221,18 @@ def test_memory_is_linear_in_the_batch_and_does_not_grow_with_the_epoch():
     assert (sixty_four - sixteen) / (48 * 20) < kept + 4 * 8 * 8 * 288 + 32 * 32 * 3 * 4
     pairs = 4 * 2 * 16 * 10 * (1000 - 10)
     assert longer - sixteen < 3 * pairs
+
+
+@pytest.mark.parametrize('negatives', ['group', 'batch'])
+def test_on_a_cpu_memory_grows_by_no_activations(negatives):
+    four, many = (
+        compiled_reference(groups_per_batch=groups, batches_per_epoch=2, negatives=negatives).memory_analysis()
+        for groups in (4, 256)
+    )
+    # Pairs, embeddings and their gradients, and for 'batch' negatives three times the logits.
+    pairs, embeddings = 2 * 2 * 2560 * 4, 2 * 2560 * 8 * 4
+    logits = 2560**2 * 4 if negatives == 'batch' else 0
+    assert many.temp_size_in_bytes - four.temp_size_in_bytes < 4 * (pairs + embeddings) + 3 * logits
 
 
 def test_memory_is_no_more_than_each_seed_s_own():
