@@ -6,79 +6,23 @@ import jax.numpy as jnp
 import ml_collections
 from jax import lax
 
+from simclr_cifar import convolutions
 from simclr_cifar.config import InputError
 
 
 class Convolution(nn.Module):
-    """3x3 convolution of stride 2 with 'SAME' padding and a bias; parameters named and shaped as `nn.Conv`'s."""
+    """3x3 convolution with 'SAME' padding and a bias; parameters named and shaped as `nn.Conv`'s."""
 
     features: int
+    stride: int
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         kernel_shape = (3, 3, inputs.shape[-1], self.features)
         kernel = self.param('kernel', nn.initializers.glorot_uniform(), kernel_shape)
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        # XLA:CPU runs a convolution inside a loop on one slow path (jax issue 12868), tens of times slower than the
-        # same sum as a matrix product. Which one runs is settled when the program is lowered for its platform.
-        outputs = lax.platform_dependent(inputs, kernel, cpu=_convolve_as_matmul, default=_convolve)
+        outputs = convolutions.convolve(inputs, kernel, self.stride)
         return outputs + bias.reshape((1,) * (outputs.ndim - 1) + (-1,))
-
-
-def _convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(inputs, kernel, (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
-
-@jax.custom_vjp
-def _convolve_as_matmul(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _convolve_forward(inputs, kernel)[0]
-
-
-def _convolve_forward(inputs, kernel):
-    patches = _patches(inputs)
-    size = jnp.empty((*inputs.shape[1:3], 0))  # Residuals are arrays.
-    return patches @ kernel.reshape(-1, kernel.shape[-1]), (patches, kernel, size)
-
-
-def _convolve_backward(residuals, slope):
-    patches, kernel, size = residuals
-    kernel_gradient = jnp.einsum('bhwk,bhwf->kf', patches, slope).reshape(kernel.shape)
-    patches_gradient = slope @ kernel.reshape(-1, kernel.shape[-1]).T
-    return _fold(patches_gradient, *size.shape[:2]), kernel_gradient
-
-
-_convolve_as_matmul.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _patches(inputs: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), 9 C]: what each output of the convolution sees, row by row.
-
-    In two steps, of columns and of rows: fewer and larger operations than nine slices, which XLA divides over cores.
-    """
-    batch, height, width, channels = inputs.shape
-    rows, columns = -(-height // 2), -(-width // 2)
-    inputs = jnp.pad(inputs, ((0, 0), (height % 2, 0), (width % 2, 0), (0, 0)))
-    pairs = inputs.reshape(batch, 2 * rows, columns, 2 * channels)
-    third = jnp.pad(pairs[:, :, 1:, :channels], ((0, 0), (0, 0), (0, 1), (0, 0)))
-    triples = jnp.concatenate([pairs, third], axis=-1).reshape(batch, rows, 2, columns, 3 * channels)
-    third = jnp.pad(triples[:, 1:, 0], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    return jnp.concatenate([triples[:, :, 0], triples[:, :, 1], third], axis=-1)
-
-
-def _fold(patches: jax.Array, height: int, width: int) -> jax.Array:
-    """The transpose of `_patches`: every input's sum over the patches that it is in."""
-    batch, rows, columns, size = patches.shape
-    padded = jnp.pad(patches, ((0, 0), (1, 0), (1, 0), (0, 0))).reshape(batch, rows + 1, columns + 1, 3, 3, size // 9)
-
-    def of_kernel(row, column):
-        # The kernel's third row and column see the first of the next patch.
-        down, right = (slice(None, -1) if number == 2 else slice(1, None) for number in (row, column))
-        return padded[:, down, right, row, column]
-
-    even = [of_kernel(0, 0) + of_kernel(0, 2) + of_kernel(2, 0) + of_kernel(2, 2), of_kernel(0, 1) + of_kernel(2, 1)]
-    odd = [of_kernel(1, 0) + of_kernel(1, 2), of_kernel(1, 1)]
-    folded = jnp.stack([jnp.stack(even, axis=3), jnp.stack(odd, axis=3)], axis=2)
-    return folded.reshape(batch, 2 * rows, 2 * columns, size // 9)[:, height % 2 :, width % 2 :]
 
 
 class AveragePoolingCNN(nn.Module):
@@ -96,7 +40,7 @@ class AveragePoolingCNN(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         hidden = images
         for number, features in enumerate(self.channels):
-            hidden = nn.relu(Convolution(features, name=f'convolution_{number}')(hidden))
+            hidden = nn.relu(Convolution(features, stride=2, name=f'convolution_{number}')(hidden))
         hidden = hidden.mean(axis=(1, 2))
         kernel = self.param('kernel', nn.initializers.glorot_uniform(), (hidden.shape[-1], self.embedding_dim))
         return hidden @ kernel + self.param('bias', nn.initializers.zeros, (1, self.embedding_dim))

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from simclr_cifar import pieces
+
 # Of 'batch' negatives at once: 64 MB.
 _LARGEST_LOGITS = 2**24
 
@@ -57,21 +59,11 @@ def anchor_positive(
         def against_all(anchors_and_groups):
             return _against_all_positives(*anchors_and_groups, positives, temperature)
 
-        size = largest_divisor(num_groups, _LARGEST_LOGITS // (len(positives) * num_classes**2))
-        if size == num_groups:
-            losses, right = against_all((anchors, groups))
-        else:
-            chunks = anchors.reshape(-1, size, *anchors.shape[1:]), groups.reshape(-1, size)
-            # A chunk's logits are computed again for its gradient rather than kept.
-            losses, right = lax.map(jax.checkpoint(against_all), chunks)
+        size = pieces.largest_divisor(num_groups, _LARGEST_LOGITS // (len(positives) * num_classes**2))
+        losses, right = pieces.concatenated(against_all, (anchors, groups), size)
     else:
         raise ValueError(f"negatives must be 'group' or 'batch', not {negatives!r}")
     return jnp.mean(losses), jnp.mean(right.astype(jnp.float32))
-
-
-def largest_divisor(count: int, limit: int) -> int:
-    """Returns the largest divisor of count that is no more than limit, or 1: the size of equal chunks."""
-    return next((size for size in range(min(count, limit), 0, -1) if count % size == 0), 1)
 
 
 def _against_all_positives(anchors, groups, positives, temperature):

@@ -12,7 +12,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from simclr_cifar import models, objectives, parallel, sampling
+from simclr_cifar import models, objectives, parallel, pieces, sampling
 
 # Streams of random numbers, each folded into the run's root key.
 _INITIALISATION, _SAMPLING = range(2)
@@ -65,45 +65,33 @@ def make_train_step(config: ml_collections.ConfigDict, images_at_once: int | Non
     def train_step(state: TrainState, images: jax.Array, pairs: jax.Array):
         _, num_groups, num_classes = pairs.shape
         limit = num_groups if images_at_once is None else images_at_once // (2 * num_classes)
-        size = objectives.largest_divisor(num_groups, limit)
-        pieces = pairs.reshape(2, -1, size, num_classes).swapaxes(0, 1)
+        size = pieces.largest_divisor(num_groups, limit)
 
         @functools.partial(jax.value_and_grad, has_aux=True)
-        def differentiated(params, pieces):
-            def embed(piece):
+        def differentiated(params, groups):
+            def embed(groups):
                 # Anchors and positives in one pass.
-                return models.encode(encoder, params, images[piece.reshape(-1)]).reshape(*piece.shape, -1)
+                return models.encode(encoder, params, images[groups.reshape(-1)]).reshape(*groups.shape, -1)
 
-            embeddings = embed(pieces[0])[None] if len(pieces) == 1 else lax.map(jax.checkpoint(embed), pieces)
-            anchors, positives = embeddings.swapaxes(0, 1).reshape(2, -1, num_classes, embeddings.shape[-1])
+            embeddings = pieces.concatenated(embed, groups, min(size, len(groups)))
+            anchors, positives = embeddings.swapaxes(0, 1)
             return objectives.anchor_positive(
                 anchors, positives, config.temperature, config.negatives, axis_name=parallel.AXIS
             )
 
+        groups = pairs.swapaxes(0, 1)
         if config.negatives == 'group':
             # Groups know nothing of each other: the mean over pieces is the batch's.
-            found = _mean(lambda piece: differentiated(state.params, piece[None]), pieces)
+            total = pieces.summed(functools.partial(differentiated, state.params), groups, size)
+            found = jax.tree.map(lambda leaf: leaf * (size / num_groups), total)
         else:
-            found = differentiated(state.params, pieces)
+            found = differentiated(state.params, groups)
         (loss, accuracy), gradient = lax.pmean(found, parallel.AXIS)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), {'loss': loss, 'accuracy': accuracy}
 
     return train_step
-
-
-def _mean(function: Callable, pieces: jax.Array):
-    """Returns the mean over pieces of a function's results, a tree of floats."""
-    if len(pieces) == 1:
-        return function(pieces[0])
-
-    def add(total, piece):
-        return jax.tree.map(jnp.add, total, function(piece)), None
-
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, pieces[0]))
-    total, _ = lax.scan(add, zeros, pieces)
-    return jax.tree.map(lambda leaf: leaf / len(pieces), total)
 
 
 def make_epoch(config: ml_collections.ConfigDict, axis_size: int, images_at_once: int | None = None) -> Callable:

@@ -8,14 +8,15 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / 'simclr_cifar'
 
 LEVELS = {
-    0: ['config'],
-    1: ['files', 'sources', 'parallel', 'sampling', 'models', 'objectives', 'neighbours', 'representation'],
-    2: ['data', 'metrics', 'step', 'duplicates', 'pages', 'figures', 'overfitting'],
-    3: ['checkpoint', 'evaluate', 'log', 'report'],
-    4: ['train', 'findings'],
-    5: ['study_report'],
-    6: ['study'],
-    7: ['main'],
+    0: ['config', 'pieces'],
+    1: ['files', 'sources', 'parallel', 'sampling', 'convolutions', 'objectives', 'neighbours', 'representation'],
+    2: ['models', 'data', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
+    3: ['step'],
+    4: ['checkpoint', 'evaluate', 'log', 'report'],
+    5: ['train', 'findings'],
+    6: ['study_report'],
+    7: ['study'],
+    8: ['main'],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__init__')

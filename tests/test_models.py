@@ -6,41 +6,17 @@ from flax import linen as nn
 
 from simclr_cifar import config as config_lib
 from simclr_cifar import models
+from tests.test_convolutions import convolve_by_loops
 
 
-def convolve_by_loops(inputs, kernel):
-    """3x3, stride 2, 'SAME' (the extra row and column of padding at the end), in float64."""
-    batch, height, width, _ = inputs.shape
-    rows, columns = -(-height // 2), -(-width // 2)
-    top = max((rows - 1) * 2 + 3 - height, 0) // 2
-    left = max((columns - 1) * 2 + 3 - width, 0) // 2
-    outputs = np.zeros((batch, rows, columns, kernel.shape[-1]))
-    for row in range(rows):
-        for column in range(columns):
-            for i in range(3):
-                for j in range(3):
-                    y, x = 2 * row + i - top, 2 * column + j - left
-                    if 0 <= y < height and 0 <= x < width:
-                        outputs[:, row, column] += inputs[:, y, x].astype(np.float64) @ kernel[i, j].astype(np.float64)
-    return outputs
-
-
-@pytest.mark.parametrize('convolve', [models._convolve, models._convolve_as_matmul])
-@pytest.mark.parametrize('size', [(32, 32), (7, 5), (1, 4)])
-def test_both_forms_of_the_convolution_equal_loops(convolve, size):
-    rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(2, *size, 3)).astype(np.float32)
-    kernel = rng.normal(size=(3, 3, 3, 4)).astype(np.float32)
-    np.testing.assert_allclose(jax.jit(convolve)(inputs, kernel), convolve_by_loops(inputs, kernel), atol=1e-5)
-
-
-def test_the_convolution_and_its_gradients_equal_flax_s():
+@pytest.mark.parametrize('stride', [1, 2])
+def test_the_convolution_and_its_gradients_equal_flax_s(stride):
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    ours, theirs = models.Convolution(5), nn.Conv(5, (3, 3), strides=2)
+    ours, theirs = models.Convolution(5, stride), nn.Conv(5, (3, 3), strides=stride)
     params = theirs.init(jax.random.key(1), images)
     assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), images)) == jax.tree.map(jnp.shape, params)
 
-    weights = jax.random.normal(jax.random.key(2), (2, 4, 4, 5))
+    weights = jax.random.normal(jax.random.key(2), (2, 8 // stride, 8 // stride, 5))
 
     def gradients(module):
         loss = jax.value_and_grad(
@@ -62,7 +38,7 @@ def test_the_reference_encoder_equals_its_definition():
     hidden = images / 255
     for layer in ('convolution_0', 'convolution_1'):
         kernel, bias = (np.asarray(params[layer][name]) for name in ('kernel', 'bias'))
-        hidden = np.maximum(convolve_by_loops(hidden, kernel) + bias, 0)
+        hidden = np.maximum(convolve_by_loops(hidden, kernel, 2) + bias, 0)
     outputs = hidden.mean(axis=(1, 2)) @ np.asarray(params['kernel']) + np.asarray(params['bias'])
     expected = outputs / np.linalg.norm(outputs, axis=1, keepdims=True)
     np.testing.assert_allclose(models.encode(encoder, params, images), expected, atol=1e-5)
