@@ -94,7 +94,7 @@ def measure() -> str:
         Contender('faiss, IndexFlatIP', 'benchmarks.neighbours:faiss_flat'),
         Contender('scikit-learn, brute', 'benchmarks.neighbours:scikit_learn'),
     ]
-    parts = [results.environment(), _NOTES.strip(), results.READING.strip()]
+    parts = [results.environment(), _NOTES.strip(), results.reading()]
     for queries, gallery, dimensions, k in _CASES:
         arguments = {'queries': queries, 'gallery': gallery, 'dimensions': dimensions, 'k': k}
         measured = harness.alternate([dataclasses.replace(one, arguments=arguments) for one in contenders])

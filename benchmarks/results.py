@@ -17,15 +17,8 @@ from benchmarks import harness
 from simclr_cifar import files
 from simclr_cifar.data import Dataset
 
-# How to read `comparison`.
-READING = f"""\
-Seconds are the median (lowest-highest) of {harness.REPEATS} repetitions, taken turn by turn, each contender in a
-process of its own. "Ours / it" is the same of the ratio within each turn: below 1 we are faster. "First call" is what
-the first repetition took beyond the median, compilation above all; imports and reading the data are in neither. Memory
-is the process's peak.
-"""
 PATH = pathlib.Path(__file__).parent / 'RESULTS.md'
-SECTIONS = ('step', 'neighbours', 'retrieval', 'growth', 'gpu')  # in the file's order
+SECTIONS = ('step', 'convolutions', 'neighbours', 'retrieval', 'growth', 'gpu')  # in the file's order
 _PACKAGES = (
     *('jax', 'flax', 'optax', 'tensorflow-cpu', 'keras', 'torch', 'pytorch-metric-learning', 'faiss-cpu'),
     *('scikit-learn', 'numpy'),
@@ -77,6 +70,15 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
         return f'{value:,.{max(0, digits - 1 - magnitude)}f}'
 
     return f'{text(statistics.median(values))} ({text(min(values))}-{text(max(values))})'
+
+
+def reading(repeats: int = harness.REPEATS) -> str:
+    """Returns how to read `comparison` of so many repetitions."""
+    return f"""\
+Seconds are the median (lowest-highest) of {repeats} repetitions, taken turn by turn, each contender in a
+process of its own. "Ours / it" is the same of the ratio within each turn: below 1 we are faster. "First call" is what
+the first repetition took beyond the median, compilation above all; imports and reading the data are in neither. Memory
+is the process's peak."""
 
 
 def comparison(measurements: Sequence[harness.Measurement], unit: str, limit_seconds: float | None = None) -> str:

@@ -64,7 +64,7 @@ def measure() -> str:
     Raises:
       ContenderFailed: they differ.
     """
-    parts = [results.environment(), _NOTES.strip(), results.READING.strip()]
+    parts = [results.environment(), _NOTES.strip(), results.reading()]
     for dimensions in _DIMENSIONS:
         measured = harness.alternate(
             [

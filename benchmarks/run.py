@@ -7,7 +7,7 @@ import importlib
 import sys
 
 # A module each, with TITLE and measure() -> Markdown.
-BENCHMARKS = ('step', 'neighbours', 'retrieval', 'growth')
+BENCHMARKS = ('step', 'convolutions', 'neighbours', 'retrieval', 'growth')
 ON_A_GPU = ('gpu',)  # Run where they are named.
 
 

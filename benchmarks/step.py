@@ -68,7 +68,7 @@ def measure() -> str:
     parts = [
         f'{results.environment()}\n' + results.describe_data(data.load(config.dataset, 'train')),
         _NOTES.format(batches=config.batches_per_epoch).strip(),
-        results.READING.strip(),
+        results.reading(),
         _check(10, _PEERS[10]),
     ]
     for num_classes, peers in _PEERS.items():

@@ -2,8 +2,8 @@
 
 XLA:CPU runs a convolution inside a loop on one slow path (jax issue 12868), and a kernel's gradient on a slow one
 anywhere. The same sums as matrix products are many times faster, a few images at a time, so that the caches hold what
-the products read: for stride 2 the patches that the outputs see; for stride 1 the tiles of Winograd's F(2x2, 3x3), which
-take 16 multiplications where the definition takes 36 (Lavin and Gray, 2015, arXiv:1509.09308).
+the products read: for stride 2 the patches that the outputs see; for stride 1 the tiles of Winograd's F(2x2, 3x3),
+which take 16 multiplications where the definition takes 36 (Lavin and Gray, 2015, arXiv:1509.09308).
 """
 
 import jax
@@ -39,8 +39,12 @@ def convolve(inputs: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return lax.platform_dependent(inputs, kernel, cpu=on_a_cpu, default=elsewhere)
 
 
-def _images_at_once(batch: int, floats_of_image: int) -> int:
-    return pieces.largest_divisor(batch, _FLOATS_AT_ONCE // floats_of_image)
+def _images_at_once(inputs, kernel, stride):
+    batch, height, width, _ = inputs.shape
+    _, _, channels, features = kernel.shape
+    of_output = {1: 4 * max(channels, features), 2: max(9 * channels, features)}[stride]
+    of_image = -(-height // stride) * -(-width // stride) * of_output
+    return pieces.largest_divisor(batch, _FLOATS_AT_ONCE // of_image)
 
 
 @jax.custom_vjp
@@ -53,7 +57,7 @@ def _winograd(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         products = [tiles @ factor for tiles, factor in zip(_input_tiles(images), factors, strict=True)]
         return _outputs(products, images.shape)[:, :height, :width]
 
-    return pieces.concatenated(convolved, inputs, _tiled_at_once(inputs, kernel))
+    return pieces.concatenated(convolved, inputs, _images_at_once(inputs, kernel, 1))
 
 
 def _winograd_backward(residuals, slope):
@@ -64,17 +68,12 @@ def _winograd_backward(residuals, slope):
         images, slope = images_and_slope
         return [tiles.T @ slopes for tiles, slopes in zip(_input_tiles(images), _slope_tiles(slope), strict=True)]
 
-    gradient = pieces.summed(factors_gradient, (inputs, slope), _tiled_at_once(inputs, kernel))
+    gradient = pieces.summed(factors_gradient, (inputs, slope), _images_at_once(inputs, kernel, 1))
     gradient = jnp.stack(gradient).reshape(4, 4, *kernel.shape[2:])
     return inputs_gradient, jnp.einsum('ai,bj,abcf->ijcf', _FACTORS, _FACTORS, gradient)
 
 
 _winograd.defvjp(lambda inputs, kernel: (_winograd(inputs, kernel), (inputs, kernel)), _winograd_backward)
-
-
-def _tiled_at_once(inputs, kernel):
-    batch, height, width, _ = inputs.shape
-    return _images_at_once(batch, 4 * height * width * max(kernel.shape[2:]))
 
 
 def _input_tiles(inputs):
@@ -125,18 +124,18 @@ def _strided(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _strided_forward(inputs, kernel):
-    size = _patched_at_once(inputs, kernel)
-    # Of a single piece kept, of more made again.
-    patches = _patches(inputs) if size == len(inputs) else None
+    size = _images_at_once(inputs, kernel, 2)
     weights = kernel.reshape(-1, kernel.shape[-1])
-    if patches is not None:
+    if size == len(inputs):
+        patches = _patches(inputs)
         return patches @ weights, (inputs, patches, kernel)
+    # Patches of all are made again rather than kept.
     return pieces.concatenated(lambda images: _patches(images) @ weights, inputs, size), (inputs, None, kernel)
 
 
 def _strided_backward(residuals, slope):
     inputs, patches, kernel = residuals
-    size = _patched_at_once(inputs, kernel)
+    size = _images_at_once(inputs, kernel, 2)
 
     def inputs_gradient(slope):
         return _fold(slope @ kernel.reshape(-1, kernel.shape[-1]).T, *inputs.shape[1:3])
@@ -146,20 +145,10 @@ def _strided_backward(residuals, slope):
         seen = _patches(images) if patches is None else patches
         return jnp.einsum('bhwk,bhwf->kf', seen, slope).reshape(kernel.shape)
 
-    return (
-        pieces.concatenated(inputs_gradient, slope, size),
-        pieces.summed(kernel_gradient, (inputs, slope), size),
-    )
+    return pieces.concatenated(inputs_gradient, slope, size), pieces.summed(kernel_gradient, (inputs, slope), size)
 
 
 _strided.defvjp(_strided_forward, _strided_backward)
-
-
-def _patched_at_once(inputs, kernel):
-    batch, height, width, _ = inputs.shape
-    return _images_at_once(
-        batch, -(-height // 2) * -(-width // 2) * max(kernel.size // kernel.shape[-1], kernel.shape[-1])
-    )
 
 
 def _patches(inputs: jax.Array) -> jax.Array:
