@@ -21,8 +21,9 @@ _PLOT = pathlib.Path(__file__).parent / 'growth.png'
 _NOTES = f"""\
 A process each, one after the other: the median (lowest-highest) of {_REPEATS} repetitions after a first, and the
 process's peak memory. The step: {_NUM_CLASSES} classes of random images in CIFAR-10's shape, the reference encoder;
-an image is an anchor or a positive. The neighbours: `neighbours.top_k` of {_QUERIES:,} queries, {_DIMENSIONS}
-dimensions, k = {_NEIGHBOURS}; the gallery itself is in the memory.
+an image is an anchor or a positive. One group fills two cores; of a larger batch a few groups at a time are trained
+on, which with 'batch' negatives encodes every image twice. The neighbours: `neighbours.top_k` of {_QUERIES:,} queries,
+{_DIMENSIONS} dimensions, k = {_NEIGHBOURS}; the gallery itself is in the memory.
 
 ![Time and memory against batch and gallery](growth.png)
 """
@@ -134,4 +135,5 @@ def _draw(steps: dict, searches: dict) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     step_time.legend()
     search_memory.legend()
+    step_memory.set_ylim(100, 2000)
     figure.savefig(_PLOT, dpi=110)
