@@ -70,8 +70,17 @@ def by_hand(config, number=0):
 
 
 @pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
-@pytest.mark.parametrize(('negatives', 'logits'), [('group', 2**24), ('batch', 2**24), ('batch', 1)])
-@pytest.mark.parametrize('images_at_once', [1000, 16, 1])  # all, two groups and, as the least, one
+@pytest.mark.parametrize(
+    ('negatives', 'logits', 'images_at_once'),  # 1000 are all, 16 two groups and 1, as the least, one
+    [
+        ('group', 2**24, 1000),
+        ('group', 2**24, 16),
+        ('group', 2**24, 1),
+        ('batch', 2**24, 1000),
+        ('batch', 1, 16),
+        ('batch', 2**24, 1),
+    ],
+)
 def test_loss_and_gradient_are_those_of_the_global_batch(monkeypatch, negatives, logits, images_at_once, num_devices):
     config = small_config(negatives=negatives, batches_per_epoch=1)
     loss, accuracy, gradient = by_hand(config)
