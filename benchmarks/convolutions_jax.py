@@ -9,11 +9,6 @@ from benchmarks import convolutions as benchmark
 from simclr_cifar import convolutions, pieces
 
 
-def _lax_conv(inputs, kernel, stride):
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    return lax.conv_general_dilated(inputs, kernel, (stride, stride), 'SAME', dimension_numbers=layout)
-
-
 def _windows(inputs, stride):
     """What each of a kernel's nine weights meets, [B, h, w, C], row by row of the kernel."""
     batch, height, width, channels = inputs.shape
@@ -74,7 +69,7 @@ def both_passes(way: str, batch: int, dtype: str, at_once: bool = False):
       dtype: of images and kernels.
       at_once: convolves the whole batch at once rather than a few images at a time.
     """
-    convolve = {'lax_conv': _lax_conv, 'patches': _patches, 'nine_products': _nine_products}.get(way)
+    convolve = {'lax_conv': convolutions._by_definition, 'patches': _patches, 'nine_products': _nine_products}.get(way)
     if way == 'ours':
         convolve = convolutions.convolve
         if at_once:

@@ -33,6 +33,11 @@ class Contender:
     may_fail: bool = False
 
 
+_PRODUCTS = {'size': 2048, 'products': 10}
+# What the machine's limit is measured by.
+PRODUCTS = Contender('products', 'benchmarks.step_jax:matmul', _PRODUCTS)
+
+
 @dataclasses.dataclass
 class Measurement:
     """What was measured of a contender.
@@ -56,6 +61,11 @@ class Measurement:
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+
+def operations_per_second(products: Measurement) -> float:
+    """Returns the rate, multiplications and additions a second, that PRODUCTS was measured at."""
+    return _PRODUCTS['products'] * 2 * _PRODUCTS['size'] ** 3 / products.median
 
 
 class ContenderFailed(Exception):

@@ -14,7 +14,6 @@ _CHECKED_STEPS = 3
 _TOLERANCE = 1e-5  # of a loss, in nats
 # Keras has Adam's epsilon ten times the others' and adds it elsewhere, so that losses part after the first update.
 _TOLERANCE_OF_KERAS = 1e-3
-_MATMULS = {'size': 2048, 'products': 10}
 
 _OURS = Contender('simclr_cifar', 'benchmarks.step_jax:epoch')
 _PYTORCH = Contender('PyTorch, eager', 'benchmarks.step_torch:epoch')
@@ -72,10 +71,11 @@ def measure() -> str:
         _check(10, _PEERS[10]),
     ]
     for num_classes, peers in _PEERS.items():
-        matmul = Contender('matmul', 'benchmarks.step_jax:matmul', _MATMULS)
         shared = {'num_classes': num_classes, 'batches': config.batches_per_epoch}
-        *measured, products = harness.alternate([*(_with(peer, **shared) for peer in (_OURS, *peers)), matmul])
-        rate = _MATMULS['products'] * 2 * _MATMULS['size'] ** 3 / products.median
+        *measured, products = harness.alternate(
+            [*(_with(peer, **shared) for peer in (_OURS, *peers)), harness.PRODUCTS]
+        )
+        rate = harness.operations_per_second(products)
         operations = 2 * multiply_adds(num_classes) * config.batches_per_epoch
         parts.append(
             f'{num_classes} classes: {operations / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s, a limit of '

@@ -6,6 +6,8 @@ the products read: for stride 2 the patches that the outputs see; for stride 1 t
 which take 16 multiplications where the definition takes 36 (Lavin and Gray, 2015, arXiv:1509.09308).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,12 +33,14 @@ def convolve(inputs: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         form = {1: _winograd, 2: _strided}[stride]
         return form(inputs.astype(jnp.float32), kernel.astype(jnp.float32)).astype(inputs.dtype)
 
-    def elsewhere(inputs, kernel):
-        layout = ('NHWC', 'HWIO', 'NHWC')
-        return lax.conv_general_dilated(inputs, kernel, (stride, stride), 'SAME', dimension_numbers=layout)
-
     # Settled when the program is lowered for its platform.
+    elsewhere = functools.partial(_by_definition, stride=stride)
     return lax.platform_dependent(inputs, kernel, cpu=on_a_cpu, default=elsewhere)
+
+
+def _by_definition(inputs, kernel, stride):
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    return lax.conv_general_dilated(inputs, kernel, (stride, stride), 'SAME', dimension_numbers=layout)
 
 
 def _images_at_once(inputs, kernel, stride):

@@ -34,11 +34,12 @@ def inputs_and_kernel(size, channels=3, features=4, batch=6):
 SIZES = [(32, 32), (7, 5), (8, 3), (2, 2), (1, 4), (1, 1)]
 
 
+@pytest.mark.parametrize('convolve', [convolutions.convolve, convolutions._by_definition])
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('size', SIZES)
-def test_a_convolution_equals_loops(size, stride):
+def test_every_platform_s_convolution_equals_loops(size, stride, convolve):
     inputs, kernel = inputs_and_kernel(size)
-    found = jax.jit(convolutions.convolve, static_argnums=2)(inputs, kernel, stride)
+    found = jax.jit(convolve, static_argnums=2)(inputs, kernel, stride)
     np.testing.assert_allclose(found, convolve_by_loops(inputs, kernel, stride), atol=2e-5)
 
 
