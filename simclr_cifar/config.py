@@ -24,21 +24,49 @@ def defaults() -> ml_collections.ConfigDict:
     config.split_seed = 0  # draws the validation images; apart from seed, so that seeds are compared on the same ones
 
     # Batches: a batch is groups_per_batch groups of one (anchor, positive) pair per class.
+    config.pairs = (
+        'class'  # 'class': two images of it; 'views': one image twice, a group is a pair; 'class_views': both
+    )
+    config.with_replacement = True  # False: an epoch draws no image twice
     config.groups_per_batch = 1
     config.batches_per_epoch = 1000
     config.num_epochs = 75
 
-    # Encoder.
+    # Augmentation of every image drawn.
+    config.augmentation = 'none'  # a name in augment.RECIPES, or names in augment.OPERATIONS, separated by commas
+    config.crop_padding = 4  # pixels
+    config.crop_smallest_area = 0.08  # of the image's
+    config.jitter_strength = 0.5
+    config.cutout_size = 8  # pixels
+
+    # Encoder, and the head that makes embeddings of its features.
     config.encoder = 'average_pooling_cnn'  # a name in models.ENCODERS
-    config.channels = (32, 64, 128)  # of the convolutions, in order
+    config.channels = (32, 64, 128)  # of the convolutions, or of their stages, in order; ResNets have their own
+    config.head_channels = ()  # of the head's hidden layers
     config.embedding_dim = 8
+    config.head_batch_norm = False  # after each layer of the head
+    config.batch_norm_momentum = 0.9  # of the running averages
+    config.compute_dtype = 'float32'  # or 'bfloat16', of activations; parameters are float32
+    config.representation = (
+        'embedding'  # what is compared after training: 'embedding', or the 'features' before the head
+    )
 
     # Objective.
-    config.negatives = 'group'  # 'group': the other classes of the group; 'batch': of the global batch
+    config.objective = 'anchor_positive'  # or 'sup_con', 'nt_xent', 'siglip'
+    config.negatives = 'group'  # of 'anchor_positive'; 'group': the other classes of it; 'batch': of the global batch
     config.temperature = 0.2
+    config.logit_bias = -10.0  # of 'siglip'
 
-    # Optimiser: Adam.
-    config.learning_rate = 1e-3
+    # Optimiser.
+    config.optimizer = 'adam'  # or 'sgd', 'lars', 'muon'
+    config.learning_rate = 1e-3  # the highest
+    config.schedule = 'constant'  # after the warm-up; or 'linear', 'cosine', 'one_cycle'
+    config.warmup_share = 0.0  # of all steps
+    config.final_learning_rate_share = 0.0  # of learning_rate, where 'linear' and 'cosine' end
+    config.momentum = 0.9  # of all but 'adam'
+    config.weight_decay = 0.0  # of kernels
+    config.adam_learning_rate_share = 0.1  # of learning_rate, for what 'muon' leaves to Adam
+    config.average_decay = 0.0  # of the exponential moving average of the weights; 0: none is kept
 
     config.seed = 0
 
@@ -48,6 +76,8 @@ def defaults() -> ml_collections.ConfigDict:
     config.checkpoints_to_keep = 2  # the newest, beside the milestones
     config.max_seconds = 0.0  # of training, then evaluate and stop; 0: never
 
+    # Evaluation.
+    config.flip_averaging = False  # an image's embedding is the mean of its own and its mirror image's
     config.eval_batch_size = 200  # images an encoder call
     return config.lock()
 
@@ -74,15 +104,38 @@ _LIMITS = {  # field: lowest and highest value; a tuple's elements each
     'batches_per_epoch': (1, 2**31 - 1),
     'num_epochs': (1, 2**31 - 1),
     'channels': (1, 2**31 - 1),
+    'crop_padding': (0, 2**15),
+    'crop_smallest_area': (_ABOVE_ZERO, 1.0),
+    'jitter_strength': (0.0, 2.5),
+    'cutout_size': (1, 2**15),
+    'head_channels': (1, 2**31 - 1),
     'embedding_dim': (1, 2**31 - 1),
+    'batch_norm_momentum': (0.0, 1.0),
     'temperature': (_ABOVE_ZERO, 1e30),
+    'logit_bias': (-1e30, 1e30),
     'learning_rate': (_ABOVE_ZERO, 1e30),
+    'warmup_share': (0.0, 1.0),
+    'final_learning_rate_share': (0.0, 1.0),
+    'momentum': (0.0, 0.9999),
+    'weight_decay': (0.0, 1e30),
+    'adam_learning_rate_share': (_ABOVE_ZERO, 1e30),
+    'average_decay': (0.0, 0.99999),
     'seed': (0, 2**31 - 1),
     'milestones': (1, 2**31 - 1),
     'checkpoint_every_epochs': (1, 2**31 - 1),
     'checkpoints_to_keep': (1, 2**31 - 1),
     'max_seconds': (0.0, 1e30),
     'eval_batch_size': (1, 2**31 - 1),
+}
+
+_CHOICES = {
+    'pairs': ('class', 'views', 'class_views'),
+    'compute_dtype': ('float32', 'bfloat16'),
+    'representation': ('embedding', 'features'),
+    'objective': ('anchor_positive', 'sup_con', 'nt_xent', 'siglip'),
+    'negatives': ('group', 'batch'),
+    'optimizer': ('adam', 'sgd', 'lars', 'muon'),
+    'schedule': ('constant', 'linear', 'cosine', 'one_cycle'),
 }
 
 
@@ -116,12 +169,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
             if not lowest <= element <= highest:
                 limit = 'above 0' if lowest == _ABOVE_ZERO else f'at least {lowest}'
                 raise InputError(f'--config.{name}={value!r}: must be finite, {limit} and at most {highest:g}')
-    if config.negatives not in ('group', 'batch'):
-        raise InputError(f"--config.negatives={config.negatives}: must be 'group' or 'batch'")
+    for name, choices in _CHOICES.items():
+        if config[name] not in choices:
+            raise InputError(f'--config.{name}={config[name]}: must be one of {", ".join(choices)}')
+    _validate_pairs(config)
     if config.batches_per_epoch * config.num_epochs > 2**31 - 1:
         raise InputError('--config.num_epochs: num_epochs x batches_per_epoch must stay below 2**31')
     if 'subsets' in config:
         _validate_study(config)
+
+
+def _validate_pairs(config: ml_collections.ConfigDict) -> None:
+    """Checks that the pairs have something to tell them apart."""
+    if config.pairs == 'class':
+        return
+    if config.augmentation == 'none':
+        raise InputError(
+            f'--config.pairs={config.pairs}: two views of an image are equal without --config.augmentation; '
+            "choose one, as 'simclr'"
+        )
+    if config.pairs == 'views' and config.objective == 'anchor_positive' and config.negatives == 'group':
+        raise InputError(
+            "--config.negatives=group: a group of 'views' is one pair and has no negatives; choose 'batch'"
+        )
 
 
 def _validate_subsets(subsets: tuple) -> None:

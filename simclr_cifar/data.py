@@ -134,6 +134,26 @@ def require_pairs(dataset: Dataset, split: str) -> None:
             )
 
 
+def require_images(dataset: Dataset, config: ml_collections.ConfigDict) -> None:
+    """Checks that there are images for an epoch that draws none twice.
+
+    Raises:
+      InputError: naming how many are needed and what there are.
+    """
+    counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    available, where = np.min(counts), f'of {dataset.class_names[np.argmin(counts)]!r}'
+    if config.pairs == 'views':
+        available, where = len(dataset.labels), 'in all'
+    of_group = 2 if config.pairs == 'class' else 1
+    needed = of_group * config.groups_per_batch * config.batches_per_epoch
+    if needed > available:
+        raise InputError(
+            f'--config.groups_per_batch={config.groups_per_batch}: {config.batches_per_epoch} batches draw {needed:,} '
+            f'images of a class, without replacement, and there are {available:,} {where}; lower it or '
+            '--config.batches_per_epoch, or set --config.with_replacement'
+        )
+
+
 def load_splits(
     config: ml_collections.ConfigDict, data_dir: str | None = None, cache_dir: str | None = None
 ) -> dict[str, Dataset]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from simclr_cifar import metrics, neighbours, parallel, representation, step
 from simclr_cifar.data import Dataset
 from simclr_cifar.files import RunFolder, write, write_arrays, write_json
+from simclr_cifar.step import TrainState
 
 NEAREST = 10
 # A picture matches nothing where its NEAREST-th training image is less similar than this share of validation images'.
@@ -42,7 +43,7 @@ class Evaluation:
 
 
 def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str, Dataset]) -> Callable:
-    """Returns (params, names of splits) -> Evaluation, on every image of the splits named.
+    """Returns (state, names of splits) -> Evaluation, on every image of the splits named.
 
     'train' stands for the sample of training images that is as large as the validation split, so that the two compare;
     'test' brings the figures of the classes never seen, where there are any.
@@ -54,14 +55,14 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
     """
     encode = step.compile_encode(config, mesh)
 
-    def evaluate(params, names: Iterable[str]) -> Evaluation:
-        params = parallel.replicate(params, mesh)
+    def evaluate(state: TrainState, names: Iterable[str]) -> Evaluation:
+        variables = parallel.replicate(state.average or state.variables, mesh)
         embedded = {}
 
         def embed(split):
             if split not in embedded:
                 embedded[split] = parallel.in_padded_batches(
-                    lambda images: encode(params, images), splits[split].images, config.eval_batch_size, mesh
+                    lambda images: encode(variables, images), splits[split].images, config.eval_batch_size, mesh
                 )
             return embedded[split]
 

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from simclr_cifar import objectives
+from simclr_cifar import objectives, optimizers
 from simclr_cifar.files import RunFolder
 from simclr_cifar.representation import effective_rank
 
@@ -38,8 +38,10 @@ class Log:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._config, self._runs, self._first_epoch, self._num_classes = config, runs, first_epoch, num_classes
-        self._images_per_epoch = 2 * config.groups_per_batch * num_classes * config.batches_per_epoch
-        self._chance = objectives.chance_loss(config.groups_per_batch, num_classes, config.negatives)
+        pairs = config.groups_per_batch * (1 if config.pairs == 'views' else num_classes)
+        self._images_per_epoch = 2 * pairs * config.batches_per_epoch
+        self._chance = objectives.chance(config, num_classes)
+        self._schedule = optimizers.make_schedule(config)
         self._events, self._warned = {}, set()
         first_step = first_epoch * config.batches_per_epoch + 1
         for run in runs:
@@ -91,7 +93,7 @@ class Log:
                     'step': last_step,
                     'loss': float(losses.mean(dtype=np.float64)),
                     'accuracy': float(accuracies.mean(dtype=np.float64)),
-                    'learning_rate': self._config.learning_rate,
+                    'learning_rate': float(self._schedule(last_step - 1)),
                     'images_per_second': self._images_per_epoch / seconds,
                     'seconds': seconds,
                 }
@@ -108,7 +110,7 @@ class Log:
     def _tell(self, epoch: int, rows: list[dict], now: float) -> None:
         loss, accuracy = (np.mean([row[name] for row in rows]) for name in ('loss', 'accuracy'))
         told = (
-            f'loss {loss:.4f} (chance {self._chance:.4f})  accuracy {accuracy:.4f}  '
+            f'loss {loss:.4f} (chance {self._chance[0]:.4f})  accuracy {accuracy:.4f}  '
             f'{sum(row["images_per_second"] for row in rows):,.0f} images/s'
         )
         if len(rows) > 1:
@@ -168,19 +170,22 @@ class Log:
             events.close()
 
 
-def symptoms(row: dict[str, float], embeddings: np.ndarray, chance: float, num_classes: int) -> dict[str, str]:
+def symptoms(
+    row: dict[str, float], embeddings: np.ndarray, chance: tuple[float, float], num_classes: int
+) -> dict[str, str]:
     """Returns what is wrong with an epoch's training: the kind of symptom to a line that says what usually causes it.
 
     Args:
       row: the epoch's number, step, and loss and accuracy, means over its batches.
       embeddings: float [N, D], unit norm, of images of all classes after it.
-      chance: the loss of equal embeddings, the log of how many positives compete.
+      chance: the loss and the accuracy of guessing.
       num_classes: with 2, embeddings along one line are the best there are, not a collapse.
     """
     after, found = f'after epoch {int(row["epoch"])}', {}
     if row['step'] < _SETTLED:
         return found
     rank = effective_rank(embeddings)
+    chance_loss, chance_accuracy = chance
     if np.linalg.norm(embeddings.mean(axis=0)) > _ALL_EQUAL:
         found['collapse'] = (
             f'all embeddings are nearly equal {after}: they have collapsed; if it stays so, the usual cause is a '
@@ -191,14 +196,15 @@ def symptoms(row: dict[str, float], embeddings: np.ndarray, chance: float, num_c
             f'the effective rank of the embeddings is {rank:.2f} of {embeddings.shape[1]} {after}: they have collapsed '
             'to a line; if it stays so, the usual cause is a temperature or a learning rate too high'
         )
-    if row['loss'] > _CHANCE_MARGIN * chance:
+    if row['loss'] > _CHANCE_MARGIN * chance_loss:
         found['loss'] = (
-            f'the loss {after} is {row["loss"]:.4f}, chance is {chance:.4f}: nothing is learnt yet; if it stays so, '
-            'the usual cause is a learning rate far too high or too low, or labels that do not belong to their images'
+            f'the loss {after} is {row["loss"]:.4f}, chance is {chance_loss:.4f}: nothing is learnt yet; if it stays '
+            'so, the usual cause is a learning rate far too high or too low, or labels that do not belong to their '
+            'images'
         )
-    if row['accuracy'] < np.exp(-chance) / _CHANCE_MARGIN:
+    if row['accuracy'] < chance_accuracy / _CHANCE_MARGIN:
         found['accuracy'] = (
-            f'the accuracy {after} is {row["accuracy"]:.4f}, chance is {np.exp(-chance):.4f}: anchors find their '
+            f'the accuracy {after} is {row["accuracy"]:.4f}, chance is {chance_accuracy:.4f}: anchors find their '
             'positives no more often than by guessing; if it stays so, the usual cause is that of a loss at chance, or '
             'images that all look alike to the encoder, as when they are read wrongly'
         )

@@ -96,10 +96,10 @@ def _train() -> int:
     config = _config()
     if 'subsets' in config:
         raise InputError("--config: the config of a study; add --mode=study, or give a single run's, as configs/c10.py")
-    from simclr_cifar import data, log, models, report, train
+    from simclr_cifar import data, log, report, train
 
-    models.make_encoder(config)  # Refused before anything is written.
     splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
+    train.require_trainable(config, splits['train'])  # Refused before anything is written.
     run = files.RunFolder(_WORKDIR.value or _default_workdir(config))
     _require_same_config(run, config)
     with run.locked():
@@ -121,9 +121,8 @@ def _study() -> int:
             "--config: the config of a single run; a study's starts from simclr_cifar.config.study_defaults(), "
             'as configs/study.py'
         )
-    from simclr_cifar import log, models, study
+    from simclr_cifar import log, study
 
-    models.make_encoder(config)
     where = _DATA_DIR.value, _CACHE_DIR.value
     plan = study.plan(config, *where)
     folder = files.StudyFolder(_WORKDIR.value or _default_workdir(config))
@@ -163,12 +162,12 @@ def _evaluate() -> int:
     if epoch not in epochs:
         raise InputError(f'--checkpoint={epoch}: no checkpoint of that epoch; there are {", ".join(map(str, epochs))}')
     splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
-    like = step.init_state(config, splits['train'].images.shape[1:], config.seed)
+    like = step.init_state(config, splits['train'].images, config.seed)
     state = checkpoint.restore(run.checkpoints, epoch, like)
     with run.locked():
         mesh = parallel.make_mesh(config.groups_per_batch)
         evaluation = evaluate.make_evaluate(config, mesh, splits)(
-            state.params, ['train', 'validation', 'test'] if 'validation' in splits else ['test']
+            state, ['train', 'validation', 'test'] if 'validation' in splits else ['test']
         )
         evaluate.save(run, epoch, evaluation, splits['train'].class_names)
         if _CHECKPOINT.value is None:

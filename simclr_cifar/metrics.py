@@ -194,8 +194,9 @@ def pair_loss(embeddings: np.ndarray, labels: np.ndarray, temperature: float, nu
 @functools.partial(jax.jit, static_argnames='num_groups')
 def _group_losses(embeddings, index, temperature, num_groups):
     def loss(group):
-        anchors, positives = sampling.pairs(jax.random.key(0), jnp.int32(0), group[None], index)
-        return objectives.anchor_positive(embeddings[anchors], embeddings[positives], temperature)[0]
+        anchors, positives = sampling.draw(jax.random.key(0), jnp.int32(0), group[None], index)
+        labels = jnp.arange(anchors.shape[1])[None]
+        return objectives.anchor_positive(embeddings[anchors], embeddings[positives], labels, temperature)[0]
 
     return lax.map(loss, jnp.arange(num_groups), batch_size=256)
 

@@ -17,14 +17,16 @@ def plan(
     """Returns what a study trains: the name of each subset's folder to the subset, as config.subsets gives it.
 
     Raises:
-      InputError: as `data.load_splits`; a subset named twice, in whatever words.
+      InputError: as `data.load_splits` and `train.require_trainable`; a subset named twice, in whatever words.
     """
     subsets, named = {}, {}
     for subset in config.subsets:
+        run = config_lib.study_run(config, subset, config.seed)
         try:
-            splits = data.load_splits(config_lib.study_run(config, subset, config.seed), data_dir, cache_dir)
+            splits = data.load_splits(run, data_dir, cache_dir)
         except InputError as error:
             raise InputError(f'--config.subsets={config.subsets!r}: {error}') from error
+        train.require_trainable(run, splits['train'])
         class_names = splits['train'].class_names
         other = named.setdefault(frozenset(class_names), subset)
         if other is not subset or list(config.subsets).count(subset) > 1:

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from simclr_cifar import checkpoint, evaluate, objectives, overfitting, parallel, sampling, step
+from simclr_cifar import augment, checkpoint, data, evaluate, models, objectives, overfitting, parallel, sampling, step
 from simclr_cifar import config as config_lib
 from simclr_cifar.data import Dataset
 from simclr_cifar.files import RunFolder, git_commit, write_json
@@ -42,10 +42,10 @@ def train(
     milestones = config_lib.milestones(config)
     scored = ['train', 'validation'] if 'validation' in splits else ['test']
     scored_last = [*scored, 'test'] if 'validation' in splits else scored
-    evaluate_params = evaluate.make_evaluate(config, mesh, splits)
+    evaluate_state = evaluate.make_evaluate(config, mesh, splits)
     folders = list(runs.values())
 
-    initial = [step.init_state(config, splits['train'].images.shape[1:], seed) for seed in runs]
+    initial = [step.init_state(config, splits['train'].images, seed) for seed in runs]
     epoch, states = checkpoint.restore_latest([run.checkpoints for run in folders], initial)
     for run in folders:
         run.start_history(epoch)
@@ -56,7 +56,7 @@ def train(
         # Those that a killed process finished are not computed again.
         missing = [name for name in names if epoch not in run.evaluated_epochs(name)]
         if missing:
-            evaluation = evaluate_params(state.params, missing)
+            evaluation = evaluate_state(state, missing)
             evaluate.save(run, epoch, evaluation, class_names)
             log.evaluation(run, epoch, evaluation.figures)
 
@@ -112,6 +112,18 @@ def train(
     return {seed: write_final_figures(run, chosen[seed], epoch) for seed, run in runs.items()}
 
 
+def require_trainable(config: ml_collections.ConfigDict, training: Dataset) -> None:
+    """Checks that the config can be trained on these images.
+
+    Raises:
+      InputError: what it names there is not, or the images are too small, or too few for batches without replacement.
+    """
+    models.require_fit(config, training.images.shape[1:])
+    augment.require_fit(config, training.images.shape[1:])
+    if not config.with_replacement:
+        data.require_images(training, config)
+
+
 def describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Dataset]) -> dict:
     """Returns what config.json says of a run, name being that of its config file."""
     packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
@@ -123,7 +135,7 @@ def describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Dat
         'description': splits['train'].description,
         'class_names': list(class_names),
         'unseen_class_names': list(splits['unseen'].class_names) if 'unseen' in splits else [],
-        'chance_loss': objectives.chance_loss(config.groups_per_batch, len(class_names), config.negatives),
+        'chance_loss': objectives.chance(config, len(class_names))[0],
         'images': {split: len(dataset.labels) for split, dataset in splits.items()},
         'devices': parallel.describe(parallel.make_mesh(config.groups_per_batch)),
         'versions': {

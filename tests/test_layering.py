@@ -9,14 +9,18 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'simclr_cifar'
 
 LEVELS = {
     0: ['config', 'pieces'],
-    1: ['files', 'sources', 'parallel', 'sampling', 'convolutions', 'objectives', 'neighbours', 'representation'],
-    2: ['models', 'data', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
-    3: ['step'],
-    4: ['checkpoint', 'evaluate', 'log', 'report'],
-    5: ['train', 'findings'],
-    6: ['study_report'],
-    7: ['study'],
-    8: ['main'],
+    1: [
+        *('files', 'sources', 'parallel', 'sampling', 'augment', 'convolutions', 'objectives', 'optimizers'),
+        *('neighbours', 'representation'),
+    ],
+    2: ['data', 'layers', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
+    3: ['models'],
+    4: ['step'],
+    5: ['checkpoint', 'evaluate', 'log', 'report'],
+    6: ['train', 'findings'],
+    7: ['study_report'],
+    8: ['study'],
+    9: ['main'],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__init__')

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,71 +7,282 @@ import pytest
 from flax import linen as nn
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import models
+from simclr_cifar import convolutions, models, parallel
 from tests.test_convolutions import convolve_by_loops
 
+encode = jax.jit(models.encode, static_argnames=('model', 'flip_averaging'))
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
 
-@pytest.mark.parametrize('stride', [1, 2])
-def test_the_convolution_and_its_gradients_equal_flax_s(stride):
-    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    ours, theirs = models.Convolution(5, stride), nn.Conv(5, (3, 3), strides=stride)
-    params = theirs.init(jax.random.key(1), images)
-    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), images)) == jax.tree.map(jnp.shape, params)
 
-    weights = jax.random.normal(jax.random.key(2), (2, 8 // stride, 8 // stride, 5))
+@pytest.fixture(autouse=True)
+def convolutions_by_definition(monkeypatch):
+    """Which compile in a fraction of the time; that the others equal them is tested with those."""
+    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
 
-    def gradients(module):
-        loss = jax.value_and_grad(
-            lambda params, images: jnp.sum(weights * jnp.sin(module.apply(params, images))), (0, 1)
-        )
-        return jax.jit(loss)(params, images)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients(ours), gradients(theirs))
+def changed(**fields):
+    config = config_lib.defaults()
+    config.update(fields)
+    return config
+
+
+def model_and_variables(images=IMAGES, **fields):
+    """A model, and variables of its shapes that are drawn here: compiling its own draws takes seconds."""
+    model = models.make_model(changed(**fields))
+    rng = np.random.default_rng(1)
+
+    def drawn(leaf):
+        if leaf.ndim == 1:
+            return rng.uniform(0.1, 1, leaf.shape).astype(np.float32)
+        return (rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(np.float32)
+
+    shapes = jax.eval_shape(lambda key: models.init(model, key, images), jax.random.key(0))
+    return model, jax.tree.map(drawn, shapes)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def test_the_reference_encoder_equals_its_definition():
-    config = config_lib.defaults()
-    config.update(channels=(4, 6), embedding_dim=3)
-    encoder = models.make_encoder(config)
-    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
-    params = encoder.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))['params']
-    # Biases that are not zero.
-    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
-    hidden = images / 255
+    images = IMAGES[:2, :12, :12]
+    model, variables = model_and_variables(images, channels=(4, 6), embedding_dim=3)
+    params, hidden = variables['params'], images / 255
     for layer in ('convolution_0', 'convolution_1'):
-        kernel, bias = (np.asarray(params[layer][name]) for name in ('kernel', 'bias'))
+        kernel, bias = (np.asarray(params['encoder'][layer][name]) for name in ('kernel', 'bias'))
         hidden = np.maximum(convolve_by_loops(hidden, kernel, 2) + bias, 0)
-    outputs = hidden.mean(axis=(1, 2)) @ np.asarray(params['kernel']) + np.asarray(params['bias'])
+    dense = params['head']['Dense_0']
+    outputs = hidden.mean(axis=(1, 2)) @ np.asarray(dense['kernel']) + np.asarray(dense['bias'])
     expected = outputs / np.linalg.norm(outputs, axis=1, keepdims=True)
-    np.testing.assert_allclose(models.encode(encoder, params, images), expected, atol=1e-5)
+    np.testing.assert_allclose(encode(model, variables, images), expected, atol=1e-5)
 
 
 def test_the_reference_encoder_has_the_reference_s_parameters():
-    encoder = models.ENCODERS['average_pooling_cnn'](config_lib.defaults())
-    params = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
     by_hand = (27 * 32 + 32) + (9 * 32 * 64 + 64) + (9 * 64 * 128 + 128) + (128 * 8 + 8)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == by_hand == 94_280
+    variables = models.init(models.make_model(config_lib.defaults()), jax.random.key(0), IMAGES)
+    assert set(variables) == {'params'}
+    assert count(variables) == by_hand == 94_280
 
 
-def test_embeddings_have_unit_norm_and_a_finite_gradient_everywhere():
-    encoder = models.ENCODERS['average_pooling_cnn'](config_lib.defaults())
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    params = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
-    embeddings = models.encode(encoder, params, images)
+def resnet_in_torch(variables, images, blocks, bottleneck, train):
+    """He et al.'s network in PyTorch's functions, on a variables' own arrays, in the order that they are used in."""
+    torch = pytest.importorskip('torch')
+    functional = torch.nn.functional
+    used = {'Convolution': 0, 'Dense': 0, 'BatchNorm': 0}
+    variables = {name: jax.tree.map(np.asarray, tree['encoder']) for name, tree in variables.items()}
+
+    def next_of(kind, collection='params'):
+        found = variables[collection][f'{kind}_{used[kind]}']
+        return {name: torch.tensor(values) for name, values in found.items()}
+
+    def convolution(x, stride=1):
+        kernel = next_of('Convolution')['kernel'].permute(3, 2, 0, 1)
+        used['Convolution'] += 1
+        # 'SAME' pads an even side on the right alone where the stride is 2.
+        return functional.conv2d(
+            functional.pad(x, (0, 1, 0, 1)) if stride == 2 else x, kernel, None, stride, 2 - stride
+        )
+
+    def pointwise(x, stride=1):
+        kernel = next_of('Dense')['kernel'].T[:, :, None, None]
+        used['Dense'] += 1
+        return functional.conv2d(x, kernel, None, stride)
+
+    def norm(x):
+        affine, running = next_of('BatchNorm'), next_of('BatchNorm', 'batch_stats')
+        used['BatchNorm'] += 1
+        return functional.batch_norm(x, running['mean'], running['var'], affine['scale'], affine['bias'], train)
+
+    x = functional.relu(norm(convolution(torch.tensor(images / np.float32(255)).permute(0, 3, 1, 2))))
+    for stage, number_of_blocks in enumerate(blocks):
+        for number in range(number_of_blocks):
+            stride, before = (2 if stage and not number else 1), x
+            if bottleneck:
+                x = functional.relu(norm(pointwise(x)))
+                x = functional.relu(norm(convolution(x, stride)))
+                x = norm(pointwise(x))
+            else:
+                x = functional.relu(norm(convolution(x, stride)))
+                x = norm(convolution(x))
+            if not number and (stage or bottleneck):
+                before = norm(pointwise(before, stride))
+            x = functional.relu(x + before)
+    for kind, number in used.items():
+        assert f'{kind}_{number}' not in variables['params']
+    return x.mean(dim=(2, 3)).numpy()
+
+
+@pytest.mark.parametrize(
+    ('encoder', 'blocks', 'bottleneck', 'parameters'),
+    # He et al.'s networks with a 3x3 stem, less the classifier: 11,173,962 - 5,130 and 23,520,842 - 20,490.
+    [('resnet18', (2, 2, 2, 2), False, 11_168_832), ('resnet50', (3, 4, 6, 3), True, 23_500_352)],
+)
+def test_a_resnet_is_that_of_the_paper(encoder, blocks, bottleneck, parameters):
+    images = IMAGES[:4, :16, :16]
+    model, variables = model_and_variables(images, encoder=encoder, embedding_dim=4, representation='features')
+    assert count(variables['params']['encoder']) == parameters
+    features = jax.jit(functools.partial(model.apply, method='represent'))(variables, models.to_float(images))
+    expected = resnet_in_torch(variables, images, blocks, bottleneck, train=False)
+    np.testing.assert_allclose(features, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+
+
+def test_a_resnet_in_training_normalises_by_the_batch():
+    images = IMAGES[:8, :16, :16]
+    model, variables = model_and_variables(images, encoder='resnet18', embedding_dim=4)
+
+    def features(images):
+        variables_now = {name: tree['encoder'] for name, tree in variables.items()}
+        return model.encoder.apply(variables_now, images, train=True, mutable=['batch_stats'])[0]
+
+    own = parallel.pmapped(features, parallel.make_mesh(1))(models.to_float(images))
+    expected = resnet_in_torch(variables, images, (2, 2, 2, 2), False, train=True)
+    np.testing.assert_allclose(own, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+
+
+def test_the_whitened_encoder_equals_its_definition():
+    images = IMAGES[:3, :12, :12]
+    fields = {'encoder': 'whitened_cnn', 'channels': (4, 6), 'representation': 'features'}
+    model, variables = model_and_variables(images, **fields)
+    params, statistics = (variables[name]['encoder'] for name in ('params', 'batch_stats'))
+    hidden = np.stack(
+        [
+            [[image[r : r + 4, c : c + 4].ravel() for c in range(0, 9, 2)] for r in range(0, 9, 2)]
+            for image in images / 255
+        ]
+    )
+    hidden = (hidden - np.asarray(statistics['Whitening_0']['mean'])) @ np.asarray(statistics['Whitening_0']['kernel'])
+    hidden = np.asarray(nn.gelu(np.concatenate([hidden, -hidden], axis=-1) + np.asarray(params['bias'])))
+    for number in range(4):
+        hidden = convolve_by_loops(hidden, np.asarray(params[f'Convolution_{number}']['kernel']), 1)
+        if number == 2:
+            hidden = np.stack(
+                [[[image[r : r + 2, c : c + 2].max(axis=(0, 1)) for c in (0, 2)] for r in (0, 2)] for image in hidden]
+            )
+        norm = statistics[f'BatchNorm_{number}']
+        hidden = (hidden - np.asarray(norm['mean'])) / np.sqrt(np.asarray(norm['var']) + 1e-5)
+        hidden = np.asarray(nn.gelu(hidden + np.asarray(params[f'BatchNorm_{number}']['bias'])))
+    expected = hidden.max(axis=(1, 2))
+    features = jax.jit(functools.partial(model.apply, method='represent'))(variables, models.to_float(images))
+    np.testing.assert_allclose(features, expected, atol=1e-3)
+
+
+def test_whitening_is_of_the_training_images_and_is_not_trained():
+    # Neighbouring pixels are alike, as in photographs.
+    smooth = IMAGES.astype(np.float32).repeat(2, axis=1).repeat(2, axis=2)[:, :32, :32]
+    smooth = ((smooth + np.roll(smooth, 1, axis=1) + np.roll(smooth, 1, axis=2)) / 3).astype(np.uint8)
+    model = models.make_model(changed(encoder='whitened_cnn'))
+    variables = models.init(model, jax.random.key(0), smooth)
+    whitening = variables['batch_stats']['encoder']['Whitening_0']
+    patches = np.asarray(models._patches(jnp.asarray(smooth / np.float32(255)))).reshape(-1, 48).astype(np.float64)
+    whitened = (patches - np.asarray(whitening['mean'])) @ np.asarray(whitening['kernel'])
+    covariance = np.cov(whitened.T)
+    np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0, atol=1e-2)
+    assert np.all((np.diag(covariance) > 0.5) & (np.diag(covariance) < 1.01))
+    variances = np.sort(np.linalg.eigvalsh(np.cov(patches.T)))[::-1][:24]
+    np.testing.assert_allclose(np.diag(covariance), variances / (variances + 5e-4), rtol=0.02)
+    assert 'Whitening_0' not in variables['params']['encoder']
+
+
+def test_convolutions_start_as_the_identity_as_far_as_channels_go():
+    kernel = np.asarray(models._partial_identity(jax.random.key(0), (3, 3, 4, 6)))
+    inputs = np.random.default_rng(0).normal(size=(1, 5, 5, 4))
+    outputs = convolve_by_loops(inputs, kernel, 1)
+    np.testing.assert_allclose(outputs[..., :4], inputs, atol=1e-6)
+    assert np.abs(kernel[..., 4:]).max() < 1 / np.sqrt(9 * 4)
+    assert np.abs(kernel[..., 4:]).max() > 0.9 / np.sqrt(9 * 4)
+
+
+@pytest.mark.parametrize('batch_norm', [False, True])
+def test_the_head_is_a_perceptron(batch_norm):
+    fields = {'head_channels': (7, 5), 'embedding_dim': 3, 'head_batch_norm': batch_norm}
+    model, variables = model_and_variables(channels=(4, 6), **fields)
+    hidden = np.asarray(
+        model.apply(variables, models.to_float(IMAGES), method=lambda model, x: model.encoder(x, False))
+    )
+    params = variables['params']['head']
+    for number in range(3):
+        hidden = np.maximum(hidden, 0) if number else hidden
+        hidden = hidden @ np.asarray(params[f'Dense_{number}']['kernel'])
+        if batch_norm:
+            assert 'bias' not in params[f'Dense_{number}']
+            running = jax.tree.map(np.asarray, variables['batch_stats']['head'][f'BatchNorm_{number}'])
+            affine = jax.tree.map(np.asarray, params[f'BatchNorm_{number}'])
+            hidden = (hidden - running['mean']) / np.sqrt(running['var'] + 1e-5) * affine['scale'] + affine['bias']
+        else:
+            hidden = hidden + np.asarray(params[f'Dense_{number}']['bias'])
+    np.testing.assert_allclose(model.apply(variables, models.to_float(IMAGES), train=False), hidden, atol=1e-4)
+
+
+ENCODERS = [
+    {'encoder': 'average_pooling_cnn'},
+    {'encoder': 'whitened_cnn', 'channels': (8, 16), 'head_batch_norm': True},
+    {'encoder': 'whitened_cnn', 'channels': (8, 16), 'representation': 'features'},
+]
+
+
+@pytest.mark.parametrize('fields', ENCODERS)
+def test_embeddings_have_unit_norm_and_a_finite_gradient_everywhere(fields):
+    model, variables = model_and_variables(**fields)
+    embeddings = encode(model, variables, IMAGES)
     assert embeddings.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
 
-    zero = jax.tree.map(jnp.zeros_like, params)
-    np.testing.assert_array_equal(models.encode(encoder, zero, images), 0)
-    gradient = jax.grad(lambda params: models.encode(encoder, params, images).sum())(zero)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+    def total(params):
+        return encode(model, variables | {'params': params}, IMAGES).sum()
+
+    zero = jax.tree.map(jnp.zeros_like, variables['params'])
+    if fields['encoder'] == 'average_pooling_cnn':
+        np.testing.assert_array_equal(encode(model, {'params': zero}, IMAGES), 0)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(zero)))
 
 
-@pytest.mark.parametrize('count', [1, 2, 5])
-def test_an_image_s_embedding_does_not_depend_on_the_others(count):
-    encoder = models.ENCODERS['average_pooling_cnn'](config_lib.defaults())
-    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
-    params = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
-    alone = np.stack([encoder.apply({'params': params}, image[None] / np.float32(255))[0] for image in images])
-    alone /= np.linalg.norm(alone, axis=1, keepdims=True)
-    np.testing.assert_allclose(models.encode(encoder, params, images), alone, atol=1e-5)
+@pytest.mark.parametrize('fields', ENCODERS)
+@pytest.mark.parametrize('number', [1, 5])
+def test_an_image_s_embedding_does_not_depend_on_the_others(fields, number):
+    model, variables = model_and_variables(**fields)
+    together = encode(model, variables, IMAGES)[:number]
+    alone = np.concatenate([encode(model, variables, IMAGES[i : i + 1]) for i in range(number)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_flip_averaging_is_the_mean_of_an_image_and_its_mirror_image():
+    model, variables = model_and_variables(channels=(4, 6))
+    own, mirrored = (encode(model, variables, images) for images in (IMAGES, IMAGES[:, :, ::-1]))
+    expected = (own + mirrored) / np.linalg.norm(own + mirrored, axis=1, keepdims=True)
+    both = encode(model, variables, IMAGES, flip_averaging=True)
+    np.testing.assert_allclose(both, expected, atol=1e-6)
+    np.testing.assert_allclose(encode(model, variables, IMAGES[:, :, ::-1], flip_averaging=True), both, atol=1e-6)
+    assert np.abs(both - own).max() > 1e-3
+
+
+@pytest.mark.parametrize('encoder', ['average_pooling_cnn', 'resnet18', 'whitened_cnn'])
+def test_bfloat16_is_float32_nearly_and_parameters_stay_float32(encoder):
+    fields = {'encoder': encoder, 'channels': (8, 16)}
+    _, variables = model_and_variables(IMAGES[:8, :16, :16], **fields)
+    full, half = (
+        encode(models.make_model(changed(compute_dtype=dtype, **fields)), variables, IMAGES[:8, :16, :16])
+        for dtype in ('float32', 'bfloat16')
+    )
+    assert half.dtype == jnp.float32
+    assert 0 < np.abs(full - half).max() < 0.1
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
+
+
+def test_operations_by_hand():
+    model, variables = model_and_variables(encoder='whitened_cnn', channels=(8, 16), embedding_dim=5)
+    stages = 225 * 48 * 24 + 225 * 9 * (48 * 8 + 8 * 8) + 225 * 9 * 8 * 16 + 49 * 9 * 16 * 16
+    assert models.operations(model, variables, (32, 32, 3)) == stages + 16 * 5
+    # What is said of ResNet-18 on CIFAR-10: 0.56 billion.
+    model = models.make_model(changed(encoder='resnet18'))
+    variables = jax.eval_shape(lambda: models.init(model, jax.random.key(0), IMAGES[:2]))
+    assert models.operations(model, variables, (32, 32, 3)) == pytest.approx(0.5557e9, rel=1e-3)
+
+
+def test_images_too_small_for_the_encoder_are_refused():
+    for side, channels in ((4, (8,)), (6, (8, 8)), (10, (8, 8, 8))):
+        config = changed(encoder='whitened_cnn', channels=channels)
+        models.require_fit(config, (side, side, 3))
+        model, images = models.make_model(config), np.zeros((1, side, side, 3), np.uint8)
+        assert encode(model, models.init(model, jax.random.key(0), images), images).shape == (1, 8)
+        with pytest.raises(config_lib.InputError, match=f'images of {side} pixels a side, these have {side - 1}'):
+            models.require_fit(config, (side, side - 1, 3))

@@ -4,11 +4,27 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import Mesh
 
-from simclr_cifar import objectives
+from simclr_cifar import config as config_lib
+from simclr_cifar import objectives, parallel
 
-TEMPERATURE = 0.2
+TEMPERATURE, BIAS = 0.2, -2.0
+KINDS = ['group', 'batch', 'sup_con', 'nt_xent', 'siglip']
+OF_THE_BATCH = KINDS[1:]
+
+
+def objective(kind, temperature=TEMPERATURE, axis_name=None):
+    """The objective of a kind as (anchors, positives, labels) -> (loss, accuracy)."""
+    config = config_lib.defaults()
+    config.update(temperature=temperature, logit_bias=BIAS)
+    if kind in ('group', 'batch'):
+        config.negatives = kind
+    else:
+        config.objective = kind
+    return objectives.make_objective(config, axis_name)
 
 
 def unit(rng, *shape):
@@ -16,130 +32,235 @@ def unit(rng, *shape):
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def by_loops(anchors, positives, temperature, negatives):
-    """The definition, one anchor after the other, in float64."""
-    groups, classes, _ = anchors.shape
+def batch(seed, groups, classes, dimensions):
+    """Anchors, positives like them, and labels in an order of their own in each group, one of them alone."""
+    rng = np.random.default_rng(seed)
+    anchors = unit(rng, groups, classes, dimensions)
+    positives = anchors + unit(rng, groups, classes, dimensions)
+    positives /= np.linalg.norm(positives, axis=-1, keepdims=True)
+    labels = np.stack([rng.permutation(classes) for _ in range(groups)])
+    labels[0, 0] = 99
+    return anchors.astype(np.float32), positives.astype(np.float32), labels.astype(np.int32)
+
+
+def log_sum_exp(logits):
+    largest = max(logits)
+    return largest + math.log(sum(math.exp(logit - largest) for logit in logits))
+
+
+def by_loops(kind, anchors, positives, labels, temperature=TEMPERATURE):
+    """The definitions, one embedding after the other, in float64."""
+    groups, classes, size = anchors.shape
+    anchors, positives = (part.reshape(-1, size).astype(np.float64) for part in (anchors, positives))
+    labels, group = labels.ravel(), np.repeat(np.arange(groups), classes)
     losses, right = [], []
-    for g in range(groups):
-        for c in range(classes):
+    if kind in ('group', 'batch'):
+        for a in range(len(anchors)):
             logits = {}
-            for h in range(groups):
-                for d in range(classes):
-                    of_this_group = h == g
-                    if negatives == 'group' and not of_this_group:
-                        continue
-                    if d == c and not of_this_group:
-                        continue  # Another positive of the same class is no negative.
-                    logits[h, d] = float(np.dot(anchors[g, c], positives[h, d])) / temperature
-            largest = max(logits.values())
-            log_sum = largest + math.log(sum(math.exp(logit - largest) for logit in logits.values()))
-            losses.append(log_sum - logits[g, c])
-            right.append(max(logits, key=logits.get) == (g, c))
+            for p in range(len(anchors)):
+                if kind == 'group' and group[p] != group[a]:
+                    continue
+                if p != a and labels[p] == labels[a]:
+                    continue  # Another positive of the same class is no negative.
+                logits[p] = float(anchors[a] @ positives[p]) / temperature
+            losses.append(log_sum_exp(list(logits.values())) - logits[a])
+            right.append(max(logits, key=logits.get) == a)
+    elif kind == 'siglip':
+        for a in range(len(anchors)):
+            logits = [float(anchors[a] @ positives[p]) / temperature + BIAS for p in range(len(anchors))]
+            signs = [1 if labels[p] == labels[a] else -1 for p in range(len(anchors))]
+            losses.append(sum(math.log1p(math.exp(-z * logit)) for z, logit in zip(signs, logits, strict=True)))
+            right.append(signs[int(np.argmax(logits))] == 1)
+    else:
+        embeddings, count = np.concatenate([anchors, positives]), len(anchors)
+        alike = labels if kind == 'sup_con' else np.arange(count)
+        alike = np.concatenate([alike, alike])
+        for i in range(2 * count):
+            logits = {j: float(embeddings[i] @ embeddings[j]) / temperature for j in range(2 * count) if j != i}
+            log_sum, mine = log_sum_exp(list(logits.values())), [j for j in logits if alike[j] == alike[i]]
+            losses.append(-sum(logits[j] - log_sum for j in mine) / len(mine))
+            right.append(max(logits, key=logits.get) in mine)
     return np.mean(losses), np.mean(right)
 
 
-@pytest.mark.parametrize('negatives', ['group', 'batch'])
+@pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('groups', [1, 4])
-def test_loss_and_accuracy_equal_the_double_loop(negatives, groups):
-    rng = np.random.default_rng(10 + groups)
-    anchors = unit(rng, groups, 5, 3)
-    positives = unit(rng, groups, 5, 3) + anchors
-    positives /= np.linalg.norm(positives, axis=-1, keepdims=True)
-    loss, accuracy = jax.jit(objectives.anchor_positive, static_argnums=(2, 3))(
-        anchors.astype(np.float32), positives.astype(np.float32), TEMPERATURE, negatives
-    )
-    expected_loss, expected_accuracy = by_loops(anchors, positives, TEMPERATURE, negatives)
+def test_loss_and_accuracy_equal_the_double_loop(kind, groups):
+    drawn = batch(10 + groups, groups, 5, 3)
+    loss, accuracy = jax.jit(objective(kind))(*drawn)
+    expected_loss, expected_accuracy = by_loops(kind, *drawn)
     assert loss.dtype == accuracy.dtype == jnp.float32
     assert 0 < expected_accuracy < 1
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     np.testing.assert_allclose(accuracy, expected_accuracy, rtol=1e-6)
 
 
-@pytest.mark.parametrize('negatives', ['group', 'batch'])
-def test_the_gradient_equals_numerical_differences(negatives):
-    rng = np.random.default_rng(1)
-    pair = np.stack([unit(rng, 2, 3, 4), unit(rng, 2, 3, 4)])
-    gradient = jax.grad(lambda pair: objectives.anchor_positive(*pair, TEMPERATURE, negatives)[0])(
-        jnp.asarray(pair, jnp.float32)
-    )
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_gradient_equals_numerical_differences(kind):
+    anchors, positives, labels = batch(1, 2, 3, 4)
+    pair = np.stack([anchors, positives]).astype(np.float64)
+    gradient = jax.grad(lambda pair: objective(kind)(*pair, labels)[0])(jnp.asarray(pair, jnp.float32))
     numerical = np.zeros_like(pair)
     for position in np.ndindex(pair.shape):
         step = np.zeros_like(pair)
         step[position] = 1e-5
-        ahead, behind = (by_loops(*(pair + s * step), TEMPERATURE, negatives)[0] for s in (1, -1))
+        ahead, behind = (by_loops(kind, *(pair + s * step), labels)[0] for s in (1, -1))
         numerical[position] = (ahead - behind) / 2e-5
     np.testing.assert_allclose(gradient, numerical, atol=1e-5)
 
 
-def value_and_gradient(anchors, positives):
-    def loss(pair):
-        return objectives.anchor_positive(*pair, TEMPERATURE, 'batch')
+def test_nt_xent_is_optax_s():
+    anchors, positives, labels = batch(2, 3, 4, 6)
+    embeddings = np.concatenate([anchors.reshape(-1, 6), positives.reshape(-1, 6)])
+    pairs = np.tile(np.arange(12), 2)
+    expected, gradient = jax.value_and_grad(lambda e: optax.losses.ntxent(e, pairs, TEMPERATURE))(embeddings)
+    loss, own = jax.value_and_grad(lambda pair: objective('nt_xent')(*pair, labels)[0])(np.stack([anchors, positives]))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    # Its norms are in its gradient: what is along the embeddings is not.
+    tangent = own.reshape(-1, 6) - jnp.sum(own.reshape(-1, 6) * embeddings, axis=1, keepdims=True) * embeddings
+    np.testing.assert_allclose(tangent, gradient, atol=1e-6)
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower((anchors, positives)).compile()
+
+@pytest.mark.parametrize('kind', ['sup_con', 'nt_xent'])
+def test_the_loss_is_pytorch_metric_learning_s(kind):
+    torch = pytest.importorskip('torch')
+    losses = pytest.importorskip('pytorch_metric_learning.losses')
+    anchors, positives, labels = batch(3, 4, 3, 5)
+    embeddings = torch.tensor(np.concatenate([anchors.reshape(-1, 5), positives.reshape(-1, 5)]))
+    theirs = {'sup_con': losses.SupConLoss, 'nt_xent': losses.NTXentLoss}[kind](temperature=TEMPERATURE)
+    alike = labels.ravel() if kind == 'sup_con' else np.arange(labels.size)
+    expected = theirs(embeddings, torch.tensor(np.tile(alike, 2)))
+    np.testing.assert_allclose(objective(kind)(anchors, positives, labels)[0], float(expected), rtol=1e-5)
 
 
-@pytest.mark.parametrize('groups_at_once', [1, 2, 4])  # Of 6 groups, 4 at once do not divide them: 3 are taken.
-def test_a_few_anchors_at_a_time_are_all_anchors_at_once(monkeypatch, groups_at_once):
-    rng = np.random.default_rng(4)
-    pair = unit(rng, 6, 3, 5).astype(np.float32), unit(rng, 6, 3, 5).astype(np.float32)
-    (loss, accuracy), gradient = value_and_gradient(*pair)(pair)
-    monkeypatch.setattr(objectives, '_LARGEST_LOGITS', groups_at_once * 6 * 3**2)
-    (loss_in_chunks, accuracy_in_chunks), gradient_in_chunks = value_and_gradient(*pair)(pair)
+def test_the_pairwise_sigmoid_loss_is_torch_s():
+    torch = pytest.importorskip('torch')
+    anchors, positives, labels = batch(4, 3, 4, 5)
+    logits = torch.tensor(anchors.reshape(-1, 5) @ positives.reshape(-1, 5).T / TEMPERATURE + BIAS)
+    same = torch.tensor(labels.reshape(-1, 1) == labels.reshape(1, -1), dtype=torch.float32)
+    total = torch.nn.functional.binary_cross_entropy_with_logits(logits, same, reduction='sum')
+    np.testing.assert_allclose(objective('siglip')(anchors, positives, labels)[0], float(total) / 12, rtol=1e-5)
+
+
+def test_of_one_pair_a_class_sup_con_is_nt_xent():
+    anchors, positives, _ = batch(5, 1, 6, 4)
+    labels = np.arange(6)[None]
+    both = [objective(kind)(anchors, positives, labels) for kind in ('sup_con', 'nt_xent')]
+    np.testing.assert_array_equal(*both)
+
+
+def value_and_gradient(kind, *drawn):
+    def loss(anchors, positives, labels):
+        return objective(kind)(anchors, positives, labels)
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(*drawn).compile()
+
+
+@pytest.mark.parametrize('kind', OF_THE_BATCH)
+@pytest.mark.parametrize('at_once', [1, 2, 4])  # Of 18 or 36 anchors, 4 at once do not divide the former: 3 are taken.
+def test_a_few_anchors_at_a_time_are_all_anchors_at_once(monkeypatch, kind, at_once):
+    drawn = batch(4, 6, 3, 5)
+    (loss, accuracy), gradient = value_and_gradient(kind, *drawn)(*drawn)
+    monkeypatch.setattr(objectives, '_LARGEST_LOGITS', at_once * 18)
+    (loss_in_chunks, accuracy_in_chunks), gradient_in_chunks = value_and_gradient(kind, *drawn)(*drawn)
     np.testing.assert_allclose(loss_in_chunks, loss, rtol=1e-6)
-    np.testing.assert_allclose([loss, accuracy], by_loops(*pair, TEMPERATURE, 'batch'), rtol=1e-5)
+    np.testing.assert_allclose([loss, accuracy], by_loops(kind, *drawn), rtol=1e-5)
     assert accuracy_in_chunks == accuracy
     for own, expected in zip(gradient_in_chunks, gradient, strict=True):
         np.testing.assert_allclose(own, expected, atol=1e-6)
 
 
-def test_memory_of_large_batches_is_linear(monkeypatch):
+@pytest.mark.parametrize('kind', OF_THE_BATCH)
+def test_memory_of_large_batches_is_linear(monkeypatch, kind):
     monkeypatch.setattr(objectives, '_LARGEST_LOGITS', 2**16)
     small, large = (
-        value_and_gradient(pair, pair).memory_analysis().temp_size_in_bytes
-        for pair in (np.zeros((groups, 4, 8), np.float32) for groups in (128, 1024))
+        value_and_gradient(kind, pair, pair, np.zeros((groups, 4), np.int32)).memory_analysis().temp_size_in_bytes
+        for groups, pair in ((groups, np.zeros((groups, 4, 8), np.float32)) for groups in (128, 1024))
     )
     assert large < 12 * small  # 64 times, were the logits kept.
     assert large < 4 * (1024 * 4) ** 2 / 16
 
 
+@pytest.mark.parametrize('kind', OF_THE_BATCH)
+def test_a_batch_of_65536_images_fits(kind):
+    pair, labels = jax.ShapeDtypeStruct((3276, 10, 128), jnp.float32), jax.ShapeDtypeStruct((3276, 10), jnp.int32)
+    compiled = value_and_gradient(kind, pair, pair, labels)
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e9  # All logits and their gradient are 4 GB at the least.
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('num_devices', [2, 4, 8])
+def test_replicas_losses_and_gradients_are_those_of_the_global_batch(kind, num_devices):
+    drawn = batch(6, 8, 3, 5)
+    mesh = Mesh(np.array(jax.devices()[:num_devices]), (parallel.AXIS,))
+
+    def of_replica(anchors, positives, labels):
+        own = objective(kind, axis_name=parallel.AXIS)
+        found, gradient = jax.value_and_grad(own, (0, 1), has_aux=True)(anchors, positives, labels)
+        # A replica's loss is the mean over its own anchors, the global one the mean of those.
+        return jax.lax.pmean(found, parallel.AXIS), jax.tree.map(lambda leaf: leaf / num_devices, gradient)
+
+    split = parallel.pmapped(
+        of_replica, mesh, in_specs=parallel.SPLIT, out_specs=(parallel.REPLICATED, (parallel.SPLIT, parallel.SPLIT))
+    )
+    found, gradient = split(*drawn)
+    expected, expected_gradient = value_and_gradient(kind, *drawn)(*drawn)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for own, of_batch in zip(gradient, expected_gradient, strict=True):
+        np.testing.assert_allclose(own, of_batch, atol=1e-6)
+
+
 def test_positives_of_the_same_class_are_no_negatives():
     # Every embedding of a class is the same: only a masked positive of the class could compete.
     embeddings = np.broadcast_to(np.eye(3, dtype=np.float32), (4, 3, 3))
-    loss, accuracy = objectives.anchor_positive(embeddings, embeddings, 0.01, 'batch')
+    labels = np.broadcast_to(np.arange(3), (4, 3))
+    loss, accuracy = objective('batch', temperature=0.01)(embeddings, embeddings, labels)
     assert loss < 1e-6
     assert accuracy == 1
 
 
 def test_more_groups_bring_more_negatives_only_to_batch():
-    rng = np.random.default_rng(2)
-    one = unit(rng, 1, 4, 8).astype(np.float32)
-    two = np.concatenate([one, one])
-    alone, _ = objectives.anchor_positive(one, one, TEMPERATURE, 'group')
-    np.testing.assert_allclose(objectives.anchor_positive(two, two, TEMPERATURE, 'group')[0], alone, rtol=1e-6)
-    assert objectives.anchor_positive(two, two, TEMPERATURE, 'batch')[0] > alone + 0.01
+    one, labels = unit(np.random.default_rng(2), 1, 4, 8).astype(np.float32), np.arange(4)[None]
+    two, both = np.concatenate([one, one]), np.concatenate([labels, labels])
+    alone, _ = objective('group')(one, one, labels)
+    np.testing.assert_allclose(objective('group')(two, two, both)[0], alone, rtol=1e-6)
+    assert objective('batch')(two, two, both)[0] > alone + 0.01
 
 
-def test_sharp_temperatures_stay_finite():
-    embeddings = unit(np.random.default_rng(3), 2, 3, 4).astype(np.float32)
-    for negatives in ('group', 'batch'):
-        value, gradient = jax.value_and_grad(
-            lambda anchors, negatives=negatives: objectives.anchor_positive(anchors, embeddings, 1e-4, negatives)[0]
-        )(embeddings)
-        assert np.isfinite(value)
-        assert np.all(np.isfinite(gradient))
+@pytest.mark.parametrize('kind', KINDS)
+def test_sharp_temperatures_stay_finite(kind):
+    anchors, positives, labels = batch(3, 2, 3, 4)
+    sharp = objective(kind, temperature=1e-4)
+    value, gradient = jax.value_and_grad(lambda anchors: sharp(anchors, positives, labels)[0])(anchors)
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize(('groups', 'negatives', 'expected'), [(3, 'group', math.log(4)), (3, 'batch', math.log(10))])
-def test_chance_is_the_loss_of_equal_embeddings(groups, negatives, expected):
-    embeddings = np.ones((groups, 4, 1), np.float32)
-    loss, _ = objectives.anchor_positive(embeddings, embeddings, TEMPERATURE, negatives)
-    assert objectives.chance_loss(groups, 4, negatives) == pytest.approx(expected)
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+@pytest.mark.parametrize(
+    ('fields', 'loss', 'accuracy'),
+    [
+        ({}, math.log(4), 1 / 4),
+        ({'negatives': 'batch'}, math.log(10), 1 / 10),
+        ({'objective': 'sup_con'}, math.log(23), 5 / 23),
+        ({'objective': 'nt_xent'}, math.log(23), 1 / 23),
+        ({'objective': 'siglip'}, 3 * math.log1p(math.exp(-3)) + 9 * math.log1p(math.exp(3)), 1 / 4),
+        ({'objective': 'sup_con', 'pairs': 'views'}, math.log(5), 1 / 5),
+        ({'negatives': 'batch', 'pairs': 'views'}, math.log(3), 1 / 3),
+    ],
+)
+def test_chance_is_of_equal_embeddings(fields, loss, accuracy):
+    config = config_lib.defaults()
+    config.update(fields, groups_per_batch=3, logit_bias=-2.0)
+    assert objectives.chance(config, 4) == pytest.approx((loss, accuracy))
+    classes = 1 if config.pairs == 'views' else 4
+    labels = np.arange(3)[:, None] if config.pairs == 'views' else np.broadcast_to(np.arange(4), (3, 4))
+    embeddings = np.ones((3, classes, 1), np.float32)
+    np.testing.assert_allclose(objectives.make_objective(config)(embeddings, embeddings, labels)[0], loss, rtol=1e-6)
 
 
 def test_unknown_negatives_are_refused():
     with pytest.raises(ValueError, match='negatives'):
-        objectives.anchor_positive(jnp.ones((1, 2, 2)), jnp.ones((1, 2, 2)), 1.0, 'all')
+        objectives.anchor_positive(jnp.ones((1, 2, 2)), jnp.ones((1, 2, 2)), jnp.arange(2)[None], 1.0, 'all')
 
 
 def test_the_docstring_s_example():

@@ -1,0 +1,91 @@
+"""Layers: Flax Linen modules that the encoders are made of."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from simclr_cifar import convolutions, parallel
+
+_EPSILON = 1e-5  # of variances
+
+
+class Convolution(nn.Module):
+    """3x3 convolution with 'SAME' padding; parameters named and shaped as `nn.Conv`'s."""
+
+    features: int
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.glorot_uniform()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        kernel = self.param('kernel', self.kernel_init, (3, 3, inputs.shape[-1], self.features))
+        outputs = convolutions.convolve(inputs, kernel.astype(inputs.dtype), self.stride)
+        if not self.use_bias:
+            return outputs
+        return outputs + per_channel(self.param('bias', nn.initializers.zeros, (self.features,)), outputs)
+
+
+class Dense(nn.Module):
+    """A product with a matrix, of every place by itself; of every stride-th place where there are places."""
+
+    features: int
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.glorot_uniform()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        kernel = self.param('kernel', self.kernel_init, (inputs.shape[-1], self.features))
+        outputs = inputs[:, :: self.stride, :: self.stride] if self.stride > 1 else inputs
+        outputs = outputs @ kernel.astype(inputs.dtype)
+        if not self.use_bias:
+            return outputs
+        return outputs + per_channel(self.param('bias', nn.initializers.zeros, (self.features,)), outputs)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with the mean and variance of the global batch; variables as `nn.BatchNorm`'s.
+
+    Statistics are in float32 whatever the inputs. Source: Ioffe & Szegedy, 2015.
+
+    Attributes:
+      momentum: of the running averages.
+      use_scale: whether normalised values are scaled by learnt factors.
+      scale_init: their first values.
+    """
+
+    momentum: float
+    use_scale: bool = True
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        channels = inputs.shape[-1:]
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels)
+        running_variance = self.variable('batch_stats', 'var', jnp.ones, channels)
+        values = inputs.astype(jnp.float32)
+        if train:
+            axes = tuple(range(inputs.ndim - 1))
+            moments = jnp.stack([jnp.mean(values, axis=axes), jnp.mean(values**2, axis=axes)])
+            mean, mean_square = lax.pmean(moments, parallel.AXIS)
+            variance = jnp.maximum(mean_square - mean**2, 0)
+            for running, new in ((running_mean, mean), (running_variance, variance)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
+        else:
+            mean, variance = running_mean.value, running_variance.value
+        factor = lax.rsqrt(variance + _EPSILON)
+        # Else XLA:CPU takes the root again for every element.
+        mean, factor = lax.optimization_barrier((mean, factor))
+        if self.use_scale:
+            factor = factor * self.param('scale', self.scale_init, channels)
+        shift = self.param('bias', nn.initializers.zeros, channels) - mean * factor
+        return (values * per_channel(factor, values) + per_channel(shift, values)).astype(inputs.dtype)
+
+
+def per_channel(values: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns values [C] so that they broadcast with an array [..., C], in its dtype."""
+    return values.reshape((1,) * (like.ndim - 1) + (-1,)).astype(like.dtype)
