@@ -141,9 +141,9 @@ def evaluation(**arguments):
 
     config, *inputs, run_epoch = step_jax.prepare(**arguments)
     states, _ = run_epoch(*inputs)
-    params = jax.tree.map(lambda leaf: np.array(leaf[0]), states.params)
+    state = jax.tree.map(lambda leaf: np.array(leaf[0]), states)
     run = evaluate.make_evaluate(config, parallel.make_mesh(config.groups_per_batch), data.load_splits(config))
-    return _repeated(lambda: run(params, ['test']))
+    return _repeated(lambda: run(state, ['test']))
 
 
 def compilation(cache: str, **arguments):

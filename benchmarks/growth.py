@@ -48,7 +48,7 @@ def batch(groups: int, negatives: str):
     mesh = parallel.make_mesh(groups)
     labels = np.repeat(np.arange(_NUM_CLASSES), 1000)
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
-    states = jax.tree.map(lambda leaf: np.asarray(leaf)[None], step.init_state(config, images.shape[1:], 0))
+    states = jax.tree.map(lambda leaf: np.asarray(leaf)[None], step.init_state(config, images, 0))
     index = sampling.class_index(labels, _NUM_CLASSES)
     states, *rest = parallel.replicate((states, np.zeros(1, np.int32), images, index), mesh)
     run_epoch = step.compile_epoch(config, mesh)

@@ -16,7 +16,7 @@ def prepare(num_classes: int, batches: int, groups: int = 1, num_seeds: int = 1)
     train = data.select(data.load(config.dataset, 'train'), num_classes=num_classes)
     mesh = parallel.make_mesh(config.groups_per_batch)
     seeds = np.arange(config.seed, config.seed + num_seeds, dtype=np.int32)
-    states = [step.init_state(config, train.images.shape[1:], int(seed)) for seed in seeds]
+    states = [step.init_state(config, train.images, int(seed)) for seed in seeds]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
     stacked, seeds = parallel.replicate((stacked, seeds), mesh)
     images = parallel.replicate(train.images, mesh)
@@ -45,13 +45,14 @@ def reference(num_classes: int, steps: int):
     config, stacked, seeds, images, index, run_epoch = prepare(num_classes, steps)
 
     def run():
-        params = jax.tree.map(lambda leaf: np.array(leaf[0]), stacked.params)
-        layers = [*(params[f'convolution_{number}'] for number in range(len(config.channels))), params]
+        params = jax.tree.map(lambda leaf: np.array(leaf[0]), stacked.variables['params'])
+        convolutions = (params['encoder'][f'convolution_{number}'] for number in range(len(config.channels)))
+        layers = [*convolutions, params['head']['Dense_0']]
         key = jax.random.fold_in(jax.random.key(config.seed), step._SAMPLING)
-        pairs = [np.stack(sampling.pairs(key, number, jnp.arange(1), index))[:, 0] for number in range(steps)]
+        pairs = [np.asarray(sampling.draw(key, number, jnp.arange(1), index))[:, 0] for number in range(steps)]
         _, metrics = run_epoch(stacked, seeds, images, index)
         return {
-            'weights': [array for layer in layers for array in (layer['kernel'], layer['bias'].ravel())],
+            'weights': [array for layer in layers for array in (layer['kernel'], layer['bias'])],
             'pairs': np.stack(pairs),
             'losses': np.asarray(metrics['loss'][0]),
         }

@@ -69,8 +69,9 @@ def accuracy_curve(
     """Returns training accuracy by epoch, with the held-out figures at the evaluated epochs.
 
     Args:
-      title, histories, chance, reference: as `loss_curve`.
+      title, histories, reference: as `loss_curve`.
       evaluations: epoch to figures, for each seed.
+      chance: the accuracy of guessing, in [0, 1].
     """
     figure, axes = _axes(title, 'percent', len(histories))
     _line(axes, histories, 'accuracy', 100)
@@ -84,8 +85,7 @@ def accuracy_curve(
         if epochs:
             values = 100 * np.array([[figures[epoch][name] for epoch in epochs] for figures in evaluations])
             _band(axes, epochs, values, style, colour, label)
-    percent = 100 * np.exp(-chance)
-    axes.axhline(percent, color=_GREY, linestyle='--', linewidth=1.2, label=f'chance, {percent:.1f}')
+    axes.axhline(100 * chance, color=_GREY, linestyle='--', linewidth=1.2, label=f'chance, {100 * chance:.1f}')
     _reference(axes, {epoch: accuracy for epoch, (_, accuracy) in reference.items()})
     axes.set_ylim(0, 100)
     _legend(figure)

@@ -50,11 +50,12 @@ def write_report(run: RunFolder) -> None:
     epoch, class_names = final['epoch'], described['class_names']
     dataset = described['config']['dataset']
     title = f'{len(class_names)} classes of {dataset}'
-    known, chance = reference(dataset, class_names), described['chance_loss']
+    known = reference(dataset, class_names)
+    chance_loss, chance_accuracy = described['chance_loss'], described['chance_accuracy']
 
     curves = {
-        'loss': figures.loss_curve(f'{title}: training loss', [history], chance, known),
-        'accuracy': figures.accuracy_curve(f'{title}: accuracy', [history], [evaluations], chance, known),
+        'loss': figures.loss_curve(f'{title}: training loss', [history], chance_loss, known),
+        'accuracy': figures.accuracy_curve(f'{title}: accuracy', [history], [evaluations], chance_accuracy, known),
     }
     drawn = dict(curves)
     confusions = run.read_confusions(epoch)

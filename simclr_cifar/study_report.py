@@ -49,9 +49,11 @@ def write_study(folder: StudyFolder) -> None:
     curves = {}
     for subset in subsets:
         title = f'{len(subset.class_names)} classes'
-        drawn = subset.described['chance_loss'], subset.reference
-        loss = figures.loss_curve(f'{title}: training loss', subset.histories, *drawn)
-        accuracy = figures.accuracy_curve(f'{title}: accuracy', subset.histories, subset.evaluations, *drawn)
+        chance_loss, chance_accuracy = (subset.described[f'chance_{name}'] for name in ('loss', 'accuracy'))
+        loss = figures.loss_curve(f'{title}: training loss', subset.histories, chance_loss, subset.reference)
+        accuracy = figures.accuracy_curve(
+            f'{title}: accuracy', subset.histories, subset.evaluations, chance_accuracy, subset.reference
+        )
         curves |= {f'{title}: training loss by epoch': loss, f'{title}: accuracy by epoch': accuracy}
     has_unseen = bool(sections['unseen'][0].rows)
     pages.render(

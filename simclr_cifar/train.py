@@ -128,6 +128,7 @@ def describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Dat
     """Returns what config.json says of a run, name being that of its config file."""
     packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
     class_names = splits['train'].class_names
+    chance_loss, chance_accuracy = objectives.chance(config, len(class_names))
     return {
         'name': name,
         'fingerprint': config_lib.fingerprint(config),
@@ -135,7 +136,8 @@ def describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Dat
         'description': splits['train'].description,
         'class_names': list(class_names),
         'unseen_class_names': list(splits['unseen'].class_names) if 'unseen' in splits else [],
-        'chance_loss': objectives.chance(config, len(class_names))[0],
+        'chance_loss': chance_loss,
+        'chance_accuracy': chance_accuracy,
         'images': {split: len(dataset.labels) for split, dataset in splits.items()},
         'devices': parallel.describe(parallel.make_mesh(config.groups_per_batch)),
         'versions': {

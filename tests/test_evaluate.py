@@ -36,11 +36,12 @@ def evaluated(splits):
     """(evaluation of everything, split to its embeddings) of an encoder as it is initialised."""
     config = config_lib.defaults()
     config.update(channels=(8,), embedding_dim=3, eval_batch_size=7)
-    params = step.init_state(config, (8, 8, 3), 0).params
-    evaluation = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)(params, ['train', 'validation', 'test'])
-    encoder = models.make_encoder(config)
+    state = step.init_state(config, splits['train'].images, 0)
+    evaluation = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)(state, ['train', 'validation', 'test'])
+    model = models.make_model(config)
     return evaluation, {
-        name: np.asarray(models.encode(encoder, params, dataset.images), np.float64) for name, dataset in splits.items()
+        name: np.asarray(models.encode(model, state.variables, dataset.images), np.float64)
+        for name, dataset in splits.items()
     }
 
 
@@ -96,10 +97,10 @@ def test_no_match_is_told_by_the_tenth_nearest_training_image(evaluated):
 def test_test_images_do_not_set_the_threshold(evaluated, splits):
     config = config_lib.defaults()
     config.update(channels=(8,), embedding_dim=3)
-    params = step.init_state(config, (8, 8, 3), 0).params
+    state = step.init_state(config, splits['train'].images, 0)
     noise = np.random.default_rng(5).integers(0, 256, splits['test'].images.shape, np.uint8)
     other = splits | {'test': dataclasses.replace(splits['test'], images=noise)}
-    figures = evaluate.make_evaluate(config, parallel.make_mesh(1), other)(params, ['test']).figures
+    figures = evaluate.make_evaluate(config, parallel.make_mesh(1), other)(state, ['test']).figures
     assert figures['no_match/threshold'] == pytest.approx(evaluated[0].figures['no_match/threshold'], abs=1e-6)
     assert figures['no_match/auroc'] != pytest.approx(evaluated[0].figures['no_match/auroc'], abs=1e-3)
 
@@ -107,9 +108,9 @@ def test_test_images_do_not_set_the_threshold(evaluated, splits):
 def test_a_single_unseen_class_has_no_retrieval_of_its_own(splits):
     config = config_lib.defaults()
     config.update(channels=(8,), embedding_dim=3)
-    params = step.init_state(config, (8, 8, 3), 0).params
+    state = step.init_state(config, splits['train'].images, 0)
     one = splits | {'unseen': make_dataset(11, 3, (3,), CLASS_NAMES[3:4])}
-    figures = evaluate.make_evaluate(config, parallel.make_mesh(1), one)(params, ['test']).figures
+    figures = evaluate.make_evaluate(config, parallel.make_mesh(1), one)(state, ['test']).figures
     assert 'unseen/precision_at_10' not in figures
     assert 'all/precision_at_10' in figures
 

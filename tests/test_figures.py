@@ -30,7 +30,7 @@ def test_curves_are_means_of_seeds_with_their_range():
 
 
 def test_accuracies_are_in_percent():
-    drawn = lines(figures.accuracy_curve('Accuracy', HISTORIES, EVALUATIONS, np.log(4), REFERENCE))
+    drawn = lines(figures.accuracy_curve('Accuracy', HISTORIES, EVALUATIONS, 0.25, REFERENCE))
     np.testing.assert_allclose(drawn['training batches'][1], [10.5, 20.5, 30.5])
     np.testing.assert_allclose(drawn['validation, pair accuracy'], [[2, 3], [55, 60]])
     np.testing.assert_allclose(drawn['the course report'], [[2], [55]])

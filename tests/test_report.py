@@ -33,6 +33,7 @@ def run(tmp_path):
             'class_names': NAMES,
             'unseen_class_names': [],
             'chance_loss': float(np.log(3)),
+            'chance_accuracy': 1 / 3,
             'images': {'train': 36, 'test': 36},
             'devices': '1 of 1 cpu',
             'versions': {'jax': '0'},

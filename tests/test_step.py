@@ -8,8 +8,8 @@ import pytest
 from conftest import class_images
 from jax.sharding import Mesh
 
+from simclr_cifar import augment, convolutions, models, objectives, parallel, sampling, step
 from simclr_cifar import config as config_lib
-from simclr_cifar import models, objectives, parallel, sampling, step
 
 NUM_CLASSES = 4
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(NUM_CLASSES), 12))
@@ -30,7 +30,7 @@ def small_config(**fields):
 def initial(config, seeds=None):
     """The states of seeds, by default the config's alone, along a leading axis, and the seeds."""
     seeds = [config.seed] if seeds is None else seeds
-    states = [step.init_state(config, IMAGES.shape[1:], seed) for seed in seeds]
+    states = [step.init_state(config, IMAGES, seed) for seed in seeds]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), np.array(seeds, np.int32)
 
 
@@ -52,21 +52,40 @@ def assert_close(tree, other, rtol=2e-4, atol=1e-6):
 
 def by_hand(config, number=0):
     """A step's loss, accuracy and gradient at the initial parameters, on one device and without the step's code."""
-    state = step.init_state(config, IMAGES.shape[1:], config.seed)
-    key = jax.random.fold_in(jax.random.key(config.seed), step._SAMPLING)
+    state, model = step.init_state(config, IMAGES, config.seed), models.make_model(config)
+    keys = [jax.random.fold_in(jax.random.key(config.seed), stream) for stream in (step._SAMPLING, step._AUGMENTATION)]
     groups = jnp.arange(config.groups_per_batch)
-    anchors, positives = sampling.pairs(key, jnp.int32(number), groups, INDEX)
-    encoder = models.make_encoder(config)
+    pairs = sampling.epoch_pairs(config, keys[0], jnp.int32(0), groups, INDEX)[number]
+    images = np.stack([[augmented(config, keys[1], number, pairs, g, part) for part in (0, 1)] for g in groups])
+    objective, labels = objectives.make_objective(config), sampling.labels(config, pairs.swapaxes(0, 1))
 
     def loss_and_accuracy(params):
-        embeddings = [
-            jnp.stack([models.encode(encoder, params, IMAGES[np.asarray(group)]) for group in part])
-            for part in (anchors, positives)
-        ]
-        return objectives.anchor_positive(*embeddings, config.temperature, config.negatives)
+        variables = state.variables | {'params': params}
+        # On a mesh of one device, for the layers that normalise over all.
+        outputs, _ = model.apply(variables, images.reshape(-1, *IMAGES.shape[1:]), train=True, mutable=['batch_stats'])
+        embeddings = outputs / jnp.linalg.norm(outputs, axis=1, keepdims=True)
+        embeddings = embeddings.reshape(*images.shape[:3], -1)
+        return objective(embeddings[:, 0], embeddings[:, 1], labels)
 
-    (loss, accuracy), gradient = jax.value_and_grad(loss_and_accuracy, has_aux=True)(state.params)
+    differentiate = jax.value_and_grad(loss_and_accuracy, has_aux=True)
+    (loss, accuracy), gradient = parallel.pmapped(differentiate, parallel.make_mesh(1))(state.variables['params'])
     return loss, accuracy, gradient
+
+
+def augmented(config, key, number, pairs, group, part):
+    """The images of one part of a group's pairs as they are trained on: float32 [C, H, W, 3]."""
+    augment_image, images = augment.make_augment(config), []
+    num_classes = pairs.shape[-1]
+    for column in range(num_classes):
+        index = pairs[part, group, column]
+        image = IMAGES[index] / np.float32(255)
+        if augment_image is not None:
+            place = (2 * group + part) * num_classes + column
+            own = jax.random.fold_in(jax.random.fold_in(key, number), place)
+            epoch = number // config.batches_per_epoch
+            image = augment_image(own, jax.random.fold_in(key, index), epoch, jnp.asarray(image))
+        images.append(image)
+    return np.stack(images)
 
 
 @pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
@@ -93,6 +112,60 @@ def test_loss_and_gradient_are_those_of_the_global_batch(monkeypatch, negatives,
     assert_close(state.opt_state[0].mu, jax.tree.map(lambda leaf: leaf / 10, gradient))
 
 
+NORMALISED = {'encoder': 'whitened_cnn', 'channels': (6,), 'head_channels': (5,), 'head_batch_norm': True}
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    'fields',
+    [
+        NORMALISED,
+        NORMALISED | {'objective': 'sup_con', 'augmentation': 'pad_and_crop,alternating_flip', 'crop_padding': 2},
+        {'objective': 'sup_con', 'with_replacement': False, 'batches_per_epoch': 1, 'groups_per_batch': 6},
+        {'objective': 'nt_xent', 'pairs': 'views', 'augmentation': 'simclr'},
+        NORMALISED | {'objective': 'siglip', 'pairs': 'class_views', 'augmentation': 'flip,cutout', 'cutout_size': 3},
+    ],
+)
+def test_every_kind_of_batch_is_the_same_on_any_number_of_devices(monkeypatch, fields, num_devices):
+    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
+    config = small_config(**{'batches_per_epoch': 1} | fields)
+    num_devices = min(num_devices, 6) if config.groups_per_batch == 6 else num_devices
+    if config.groups_per_batch % num_devices:
+        num_devices = 3
+    loss, accuracy, gradient = by_hand(config)
+    state, metrics = run_epoch(config, num_devices)
+    np.testing.assert_allclose(metrics['loss'], [loss], rtol=1e-5)
+    np.testing.assert_allclose(metrics['accuracy'], [accuracy], rtol=1e-6)
+    assert_close(state.opt_state[0].mu, jax.tree.map(lambda leaf: leaf / 10, gradient), rtol=2e-3, atol=1e-5)
+
+
+def test_running_statistics_are_those_of_the_global_batch(monkeypatch):
+    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
+    config = small_config(**NORMALISED, batch_norm_momentum=0.25)
+    before = step.init_state(config, IMAGES, config.seed).variables['batch_stats']
+    (state, _), (on_four, _) = (run_epoch(config, num_devices) for num_devices in (1, 4))
+    assert_close(on_four.variables['batch_stats'], state.variables['batch_stats'], rtol=1e-3, atol=1e-5)
+    after = state.variables['batch_stats']
+    assert_close(after['encoder'].pop('Whitening_0'), before['encoder'].pop('Whitening_0'), rtol=1e-6)
+    assert all(np.all(a != b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True))
+
+
+def test_averages_follow_the_variables():
+    config = small_config(average_decay=0.6, batches_per_epoch=1)
+    variables = step.init_state(config, IMAGES, config.seed).variables
+    average, mesh = variables, parallel.make_mesh(1)
+    states, *rest = parallel.replicate((*initial(config), IMAGES, INDEX), mesh)
+    epoch = step.compile_epoch(config, mesh)
+    for number in range(8):
+        states, _ = epoch(states, *rest)
+        state = jax.tree.map(lambda leaf: np.asarray(leaf[0]), states)
+        decay = min(0.6, (1 + number) / (10 + number))
+        average = jax.tree.map(lambda old, new, decay=decay: decay * old + (1 - decay) * new, average, state.variables)
+        assert_close(state.average, average, rtol=1e-4)
+    assert decay == (1 + 7) / (10 + 7)
+    assert run_epoch(small_config(), 1)[0].average == {}
+
+
 def test_the_replicas_gradients_differ():
     config = small_config(groups_per_batch=1, batches_per_epoch=1)
     states, _ = initial(config)
@@ -101,7 +174,7 @@ def test_the_replicas_gradients_differ():
         mesh = parallel.make_mesh(1)
         drawn = np.array([seed], np.int32)
         after, _ = step.compile_epoch(config, mesh)(*parallel.replicate((states, drawn, IMAGES, INDEX), mesh))
-        gradients.append(np.asarray(after.opt_state[0].mu['kernel']))
+        gradients.append(np.asarray(after.opt_state[0].mu['head']['Dense_0']['kernel']))
         states, _ = initial(config)
     assert np.linalg.norm(gradients[0] - gradients[1]) > 0.1 * np.linalg.norm(gradients[0])
 
@@ -127,14 +200,19 @@ def test_an_epoch_is_the_same_on_any_number_of_devices(negatives):
         assert_close(state.opt_state[0].mu, on_one[0].opt_state[0].mu, rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
-def test_the_same_function_runs_under_pmap(num_devices):
-    config = small_config(negatives='batch')
+@pytest.mark.parametrize('num_devices', [1, 4, 8])
+@pytest.mark.parametrize(
+    'fields',
+    [{'negatives': 'batch'}, NORMALISED | {'objective': 'sup_con', 'average_decay': 0.9, 'augmentation': 'flip'}],
+)
+def test_the_same_function_runs_under_pmap(monkeypatch, num_devices, fields):
+    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
+    config = small_config(**fields)
     devices = jax.devices()[:num_devices]
     epoch = jax.pmap(
         step.make_epoch(config, num_devices), axis_name=parallel.AXIS, in_axes=(0, None, None, None), devices=devices
     )
-    state = step.init_state(config, IMAGES.shape[1:], config.seed)
+    state = step.init_state(config, IMAGES, config.seed)
     copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * num_devices), [state])
     (state,), (metrics,) = jax.device_get(epoch(copies, [np.int32(config.seed)], IMAGES, INDEX))
     expected = run_epoch(config, num_devices)
@@ -177,22 +255,23 @@ def test_an_epoch_returns_embeddings_of_every_class_after_its_last_step():
     state, metrics = run_epoch(config, 2)
     probed = INDEX.order[np.linspace(0, len(LABELS) - 1, step._PROBED).astype(int)]
     assert set(LABELS[probed]) == set(range(NUM_CLASSES))
-    expected = models.encode(models.make_encoder(config), state.params, IMAGES[probed])
+    expected = models.encode(models.make_model(config), state.variables, IMAGES[probed])
     assert_close(metrics['embeddings'], expected)
 
 
 def test_adam_is_optax_s():
     config = small_config(batches_per_epoch=1)
     state, _ = run_epoch(config, 1)
-    before = step.init_state(config, IMAGES.shape[1:], config.seed)
+    before = step.init_state(config, IMAGES, config.seed)
     *_, gradient = by_hand(config)
-    updates, _ = optax.adam(config.learning_rate).update(gradient, before.opt_state)
-    moved = jax.tree.map(lambda after, before: after - before, state.params, before.params)
+    optimizer = optax.adam(config.learning_rate)
+    updates, _ = optimizer.update(gradient, optimizer.init(before.variables['params']))
+    moved = jax.tree.map(lambda after, before: after - before, state.variables, before.variables)
     # Where the gradient is nearly 0, Adam's first step is of its sign, which rounding decides.
     for actual, expected, slope in zip(*map(jax.tree.leaves, (moved, updates, gradient)), strict=True):
         clear = np.abs(slope) > 1e-4
         np.testing.assert_allclose(np.asarray(actual)[clear], np.asarray(expected)[clear], rtol=1e-2)
-    assert len(jax.tree.leaves(updates)) == 6
+    assert len(jax.tree.leaves(updates)) == len(jax.tree.leaves(moved)) == 6
 
 
 def compiled_reference(num_classes=10, seeds=1, **fields):
@@ -200,7 +279,7 @@ def compiled_reference(num_classes=10, seeds=1, **fields):
     config = config_lib.defaults()
     config.update({'num_classes': num_classes} | fields)
     labels = np.repeat(np.arange(num_classes), 30)
-    states = [step.init_state(config, (32, 32, 3), 0)] * seeds
+    states = [step.init_state(config, np.zeros((1, 32, 32, 3), np.uint8), 0)] * seeds
     states = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
     images, index = np.zeros((len(labels), 32, 32, 3), np.uint8), sampling.class_index(labels, num_classes)
     mesh = Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))

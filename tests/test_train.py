@@ -52,7 +52,7 @@ def start(config, path, splits=None):
 
 
 def final_state(config, run, epoch=None):
-    like = step.init_state(config, (16, 16, 3), config.seed)
+    like = step.init_state(config, np.zeros((1, 16, 16, 3), np.uint8), config.seed)
     return checkpoint.restore(run.checkpoints, epoch or config.num_epochs, like)
 
 
@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     run = files.RunFolder(tmp_path)
     assert checkpoint.saved_epochs(run.checkpoints) == [2, 3]
     assert [row['epoch'] for row in run.read_history()] == [1, 2, 3]
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(final_state(config, run, 3).params))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(final_state(config, run, 3).variables))
 
 
 def test_a_learning_rate_that_is_too_high_is_told_so(tmp_path):
@@ -258,7 +258,9 @@ def test_seeds_killed_between_their_checkpoints_go_on_together(tmp_path, monkeyp
     assert resumed == finals
     for number, run in runs.items():
         states = [
-            checkpoint.restore(each.checkpoints, 6, step.init_state(make_config(), (16, 16, 3), number))
+            checkpoint.restore(
+                each.checkpoints, 6, step.init_state(make_config(), np.zeros((1, 16, 16, 3), np.uint8), number)
+            )
             for each in (run, whole[number])
         ]
         jax.tree.map(np.testing.assert_array_equal, *states)
