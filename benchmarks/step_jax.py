@@ -1,18 +1,31 @@
 """Our training step as a contender, and the rate that bounds it."""
 
+import pathlib
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from simclr_cifar import config as config_lib
 from simclr_cifar import data, parallel, sampling, step
 
+_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
-def prepare(num_classes: int, batches: int, groups: int = 1, num_seeds: int = 1):
-    """Returns (config, stacked states of the seeds, seeds, images, index, the compiled epoch), as `train` has them."""
-    config = config_lib.defaults().unlock()
-    config.num_classes, config.batches_per_epoch, config.groups_per_batch = num_classes, batches, groups
+
+def prepare(num_classes: int, batches: int, groups: int = 0, num_seeds: int = 1, recipe: str = 'c10'):
+    """Returns (config, stacked states of the seeds, seeds, images, index, the compiled epoch), as `train` has them.
+
+    Args:
+      num_classes: the first so many.
+      batches: of an epoch.
+      groups: of a batch; 0: the recipe's.
+      num_seeds: trained together.
+      recipe: the name of a file in configs/.
+    """
+    config = runpy.run_path(str(_CONFIGS / f'{recipe}.py'))['get_config']().unlock()
+    config.num_classes, config.batches_per_epoch = num_classes, batches
+    config.groups_per_batch = groups or config.groups_per_batch
     train = data.select(data.load(config.dataset, 'train'), num_classes=num_classes)
     mesh = parallel.make_mesh(config.groups_per_batch)
     seeds = np.arange(config.seed, config.seed + num_seeds, dtype=np.int32)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax import lax
 
 from simclr_cifar.config import InputError
@@ -20,6 +21,7 @@ _JITTERED, _GREYED, _BLURRED = 0.8, 0.2, 0.5  # how likely
 _ASPECT_RATIO = 4 / 3  # the widest
 _BLUR_SIGMA = (0.1, 2.0)  # pixels
 _NO_COLOUR = 0.5
+_SHEET_COLUMNS = 12
 
 
 def flip(key: jax.Array, image: jax.Array, config: ml_collections.ConfigDict) -> jax.Array:
@@ -180,6 +182,31 @@ def require_fit(config: ml_collections.ConfigDict, image_shape: tuple[int, ...])
     for name in ('colour_jitter', 'greyscale'):
         if name in names and channels != 3:
             raise InputError(f'--config.augmentation={config.augmentation}: {name} needs images in colour')
+
+
+def contact_sheet(config: ml_collections.ConfigDict, images: np.ndarray) -> np.ndarray | None:
+    """Returns what a person can judge the config's augmentation by, or None where there is none.
+
+    Args:
+      config: the run's.
+      images: uint8 [N, H, W, C].
+
+    Returns:
+      uint8 [N, _SHEET_COLUMNS, H, W, C]: every image as it is, then as it is augmented in one epoch after the other.
+    """
+    augment_image = make_augment(config)
+    if augment_image is None:
+        return None
+    epochs = jnp.arange(_SHEET_COLUMNS - 1)
+
+    def augmented(number, image):
+        key = jax.random.fold_in(jax.random.key(config.seed), number)
+        keys = jax.vmap(lambda epoch: jax.random.fold_in(key, epoch))(epochs)
+        seen = jax.vmap(augment_image, in_axes=(0, None, 0, None))(keys, key, epochs, image / jnp.float32(255))
+        return jnp.round(255 * seen).astype(jnp.uint8)
+
+    seen = jax.jit(jax.vmap(augmented))(jnp.arange(len(images)), images)
+    return np.concatenate([images[:, None], np.asarray(seen)], axis=1)
 
 
 def make_augment(config: ml_collections.ConfigDict) -> Callable | None:

@@ -73,6 +73,7 @@ def defaults() -> ml_collections.ConfigDict:
     # Milestones are evaluated and checkpointed, and never deleted; those past num_epochs are left out.
     config.milestones = (15, 30, 45, 60, 75)
     config.checkpoint_every_epochs = 5
+    config.monitor_every_epochs = 0  # cheap figures of the validation images; 0: never
     config.checkpoints_to_keep = 2  # the newest, beside the milestones
     config.max_seconds = 0.0  # of training, then evaluate and stop; 0: never
 
@@ -92,7 +93,7 @@ def study_defaults() -> ml_collections.ConfigDict:
 
 
 # These change neither the parameters nor the figures of a run, so a run may go on with others.
-OPERATIONAL = ('max_seconds', 'checkpoint_every_epochs', 'checkpoints_to_keep')
+OPERATIONAL = ('max_seconds', 'checkpoint_every_epochs', 'checkpoints_to_keep', 'monitor_every_epochs')
 
 _ABOVE_ZERO = math.ulp(0.0)
 _LIMITS = {  # field: lowest and highest value; a tuple's elements each
@@ -123,6 +124,7 @@ _LIMITS = {  # field: lowest and highest value; a tuple's elements each
     'seed': (0, 2**31 - 1),
     'milestones': (1, 2**31 - 1),
     'checkpoint_every_epochs': (1, 2**31 - 1),
+    'monitor_every_epochs': (0, 2**31 - 1),
     'checkpoints_to_keep': (1, 2**31 - 1),
     'max_seconds': (0.0, 1e30),
     'eval_batch_size': (1, 2**31 - 1),
@@ -173,6 +175,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if config[name] not in choices:
             raise InputError(f'--config.{name}={config[name]}: must be one of {", ".join(choices)}')
     _validate_pairs(config)
+    if config.monitor_every_epochs and not config.validation_fraction:
+        raise InputError(
+            f'--config.monitor_every_epochs={config.monitor_every_epochs}: watches validation images; '
+            'set --config.validation_fraction'
+        )
     if config.batches_per_epoch * config.num_epochs > 2**31 - 1:
         raise InputError('--config.num_epochs: num_epochs x batches_per_epoch must stay below 2**31')
     if 'subsets' in config:

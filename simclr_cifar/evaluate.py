@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 from collections.abc import Callable, Iterable
 
@@ -45,26 +46,26 @@ class Evaluation:
 def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str, Dataset]) -> Callable:
     """Returns (state, names of splits) -> Evaluation, on every image of the splits named.
 
-    'train' stands for the sample of training images that is as large as the validation split, so that the two compare;
-    'test' brings the figures of the classes never seen, where there are any.
+    Embeddings are of the averaged weights where there are any, and of an image and its mirror image where the config
+    says flip_averaging; a few figures without each are given beside, as '<split>/raw_weights/<metric>' and
+    '<split>/without_flip/<metric>'. 'train' stands for the sample of training images that is as large as the validation
+    split, so that the two compare; 'test' brings the figures of the classes never seen, where there are any.
 
     Args:
       config: the run's.
       mesh: where the encoder runs.
       splits: as `data.load_splits` returns them.
     """
-    encode = step.compile_encode(config, mesh)
+    encoders = {flipped: step.compile_encode(config, mesh, flipped) for flipped in (False, True)}
 
     def evaluate(state: TrainState, names: Iterable[str]) -> Evaluation:
-        variables = parallel.replicate(state.average or state.variables, mesh)
-        embedded = {}
-
-        def embed(split):
-            if split not in embedded:
-                embedded[split] = parallel.in_padded_batches(
-                    lambda images: encode(variables, images), splits[split].images, config.eval_batch_size, mesh
-                )
-            return embedded[split]
+        weights, flipped = state.average or state.variables, config.flip_averaging
+        embed = _embedder(config, mesh, splits, encoders[flipped], weights)
+        others = {}
+        if state.average:
+            others['raw_weights'] = _embedder(config, mesh, splits, encoders[flipped], state.variables)
+        if flipped:
+            others['without_flip'] = _embedder(config, mesh, splits, encoders[False], weights)
 
         evaluation = Evaluation()
         for name in names:
@@ -74,11 +75,68 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
                 _record(evaluation, name, figures, queries, sample.labels)
             else:
                 _evaluate_split(evaluation, name, splits, embed, config.temperature)
+                for kind, embed_otherwise in others.items():
+                    figures = _beside(splits[name], splits['train'], embed_otherwise(name), embed_otherwise('train'))
+                    evaluation.figures |= {f'{name}/{kind}/{metric}': value for metric, value in figures.items()}
         if 'test' in names and 'unseen' in splits:
             evaluation.figures |= _unseen(splits, embed)
         return evaluation
 
     return evaluate
+
+
+def _embedder(config, mesh, splits, encode, variables) -> Callable:
+    """Returns (name of a split) -> its embeddings, float32 [N, D], computed once."""
+    variables = parallel.replicate(variables, mesh)
+
+    @functools.cache
+    def embed(split):
+        return parallel.in_padded_batches(
+            lambda images: encode(variables, images), splits[split].images, config.eval_batch_size, mesh
+        )
+
+    return embed
+
+
+def make_monitor(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str, Dataset]) -> Callable:
+    """Returns state -> figures of the validation images, cheap ones to watch training by.
+
+    They are 'monitor/knn_accuracy_k200' and 'monitor/linear_probe_accuracy', with the sample of training images, as
+    large as the validation split, in place of all of them, and of the weights as they are, of one view.
+    """
+    encode = step.compile_encode(config, mesh, flip_averaging=False)
+
+    def monitor(state: TrainState) -> dict[str, float]:
+        embed = _embedder(config, mesh, splits, encode, state.variables)
+        sample = splits['train_sample']
+        votes, probed = _classified(splits['validation'], sample, embed('validation'), embed('train_sample'))
+        labels = splits['validation'].labels
+        return {
+            f'monitor/knn_accuracy_k{metrics.KNN_K}': float(np.mean(votes == labels)),
+            'monitor/linear_probe_accuracy': float(np.mean(probed == labels)),
+        }
+
+    return monitor
+
+
+def _classified(queries: Dataset, train: Dataset, embeddings: np.ndarray, train_embeddings: np.ndarray):
+    """Returns the classes that the nearest training images vote for and that a linear probe tells, int [N] each."""
+    num_classes = len(queries.class_names)
+    _, indices = neighbours.top_k(embeddings, train_embeddings, min(metrics.KNN_K, len(train.labels)))
+    votes = metrics.knn_vote(train.labels[indices], num_classes)
+    return votes, representation.linear_probe(train_embeddings, train.labels, embeddings, num_classes)
+
+
+def _beside(queries: Dataset, train: Dataset, embeddings: np.ndarray, train_embeddings: np.ndarray) -> dict[str, float]:
+    """Returns the figures that tell one way to embed from another."""
+    votes, probed = _classified(queries, train, embeddings, train_embeddings)
+    nearest = neighbours.top_k(embeddings, None, min(NEAREST, len(embeddings) - 1))[1]
+    return {
+        f'knn_accuracy_k{metrics.KNN_K}': float(np.mean(votes == queries.labels)),
+        'linear_probe_accuracy': float(np.mean(probed == queries.labels)),
+        'pair_accuracy': metrics.class_mean(metrics.pair_accuracy(embeddings, queries.labels), queries.labels),
+        'precision_at_10': float(np.mean(queries.labels[nearest] == queries.labels[:, None])),
+    }
 
 
 def _record(evaluation: Evaluation, name: str, figures: dict, queries: dict, labels: np.ndarray) -> None:
@@ -107,10 +165,7 @@ def _evaluate_split(
     labels, num_classes = dataset.labels, len(dataset.class_names)
     figures, queries, similarities, indices = _retrieval(embeddings, labels, temperature)
 
-    k = min(metrics.KNN_K, len(train.labels))
-    _, train_indices = neighbours.top_k(embeddings, embed('train'), k)
-    votes = metrics.knn_vote(train.labels[train_indices], num_classes)
-    probed = representation.linear_probe(embed('train'), train.labels, embeddings, num_classes)
+    votes, probed = _classified(dataset, train, embeddings, embed('train'))
     for metric, predicted in ((f'knn_accuracy_k{metrics.KNN_K}', votes), ('linear_probe_accuracy', probed)):
         queries[metric] = (predicted == labels).astype(np.float32)
         figures[metric] = float(np.mean(predicted == labels))

@@ -179,5 +179,18 @@ def gallery(title: str, pictures: dict[str, np.ndarray], class_names: list[str])
     return figure
 
 
+def contact_sheet(title: str, images: np.ndarray) -> Figure:
+    """Returns a sheet of images, uint8 [N, T, H, W, C], a row of each: first as it is, then as training sees it."""
+    rows, columns, height, width, channels = images.shape
+    sheet = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    sheet = sheet.swapaxes(1, 2).reshape(rows * (height + 2), columns * (width + 2), channels)
+    figure = Figure(figsize=(8.5, 0.5 + 0.7 * rows), layout='constrained')
+    axes = figure.subplots()
+    axes.imshow(sheet if channels == 3 else sheet[..., 0], interpolation='nearest', cmap='gray')
+    axes.set_axis_off()
+    axes.set_title(_text(title), fontsize=9)
+    return figure
+
+
 def _text(name: str) -> str:
     return name.replace('$', r'\$')  # A name is text: a dollar sign would start a formula.

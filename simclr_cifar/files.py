@@ -96,7 +96,7 @@ class RunFolder(Folder):
     """The folder of one run.
 
     Attributes:
-      history, metrics, report: its files, of these names.
+      history, metrics, report, augmentation: its files, of these names.
       checkpoints, figures, tensorboard: its folders.
     """
 
@@ -108,6 +108,7 @@ class RunFolder(Folder):
         self.checkpoints = self.path / 'checkpoints'
         self.figures = self.path / 'figures'
         self.tensorboard = self.path / 'tensorboard'
+        self.augmentation = self.path / 'augmentation.npz'
 
     def evaluation(self, epoch: int) -> pathlib.Path:
         """Returns the folder of an epoch's evaluation."""

@@ -142,6 +142,13 @@ class Log:
         self._print(f'evaluated {self._named(run)}epoch {epoch}  {told}')
         self._read = time.monotonic()
 
+    def monitor(self, run: RunFolder, epoch: int, figures: dict[str, float]) -> None:
+        """Records the monitor's figures of an epoch."""
+        self._write_events(run, epoch * self._config.batches_per_epoch, figures)
+        told = '  '.join(f'{name} {value:.4f}' for name, value in figures.items())
+        self._print(f'watched {self._named(run)}epoch {epoch}  {told}')
+        self._read = time.monotonic()
+
     def _named(self, run: RunFolder) -> str:
         return f'{run.path.name}, ' if len(self._runs) > 1 else ''
 

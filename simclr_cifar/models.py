@@ -23,14 +23,16 @@ class AveragePoolingCNN(nn.Module):
 
     Attributes:
       channels: of each convolution, in order; the last is the width of the features.
+      compute_dtype: of activations.
     """
 
     channels: tuple[int, ...]
+    compute_dtype: str
     smallest_side = 1
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        hidden = images
+        hidden = images.astype(self.compute_dtype)
         for number, features in enumerate(self.channels):
             hidden = nn.relu(Convolution(features, stride=2, name=f'convolution_{number}')(hidden))
         return hidden.mean(axis=(1, 2))
@@ -50,11 +52,13 @@ class ResNet(nn.Module):
       blocks: how many in each stage; stages halve the sides, save the first, and double the width.
       bottleneck: blocks of 1x1, 3x3 and 1x1 convolutions, four times as wide, rather than of two 3x3.
       batch_norm_momentum: of the running averages.
+      compute_dtype: of activations.
     """
 
     blocks: tuple[int, ...]
     bottleneck: bool
     batch_norm_momentum: float
+    compute_dtype: str
     smallest_side = 1
 
     @nn.compact
@@ -76,7 +80,7 @@ class ResNet(nn.Module):
                 inputs = norm()(pointwise(hidden.shape[-1], stride)(inputs), train)
             return nn.relu(inputs + hidden)
 
-        hidden = nn.relu(norm()(convolution(64)(images), train))
+        hidden = nn.relu(norm()(convolution(64)(images.astype(self.compute_dtype)), train))
         for stage, count in enumerate(self.blocks):
             for number in range(count):
                 hidden = block(hidden, 64 * 2**stage, 2 if stage and not number else 1)
@@ -97,7 +101,8 @@ class Whitening(nn.Module):
 
         mean = self.variable('batch_stats', 'mean', lambda: patches.mean(axis=tuple(range(patches.ndim - 1))))
         kernel = self.variable('batch_stats', 'kernel', principal_components)
-        return (patches - per_channel(mean.value, patches)) @ kernel.value.astype(patches.dtype)
+        centred = patches - per_channel(mean.value, patches)
+        return jnp.matmul(centred, kernel.value, precision=lax.Precision.HIGHEST)
 
 
 class WhitenedCNN(nn.Module):
@@ -112,10 +117,12 @@ class WhitenedCNN(nn.Module):
     Attributes:
       channels: of each stage; the last is the width of the features.
       batch_norm_momentum: of the running averages.
+      compute_dtype: of activations, after the whitening.
     """
 
     channels: tuple[int, ...]
     batch_norm_momentum: float
+    compute_dtype: str
 
     @property
     def smallest_side(self) -> int:
@@ -124,7 +131,8 @@ class WhitenedCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        hidden = Whitening()(_patches(images))
+        # In float32: whitening makes the most of small differences.
+        hidden = Whitening()(_patches(images)).astype(self.compute_dtype)
         hidden = jnp.concatenate([hidden, -hidden], axis=-1)
         hidden = _gelu(hidden + per_channel(self.param('bias', nn.initializers.zeros, hidden.shape[-1:]), hidden))
         for stage, width in enumerate(self.channels):
@@ -206,30 +214,30 @@ class Model(nn.Module):
       encoder: one of ENCODERS.
       head: from features [B, F] to embeddings [B, D].
       representation: 'embedding' or 'features', what is compared after training.
-      compute_dtype: of activations.
     """
 
     encoder: nn.Module
     head: nn.Module
     representation: str
-    compute_dtype: str
 
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Returns the embeddings of images, float [B, H, W, C] in [0, 1], before normalisation."""
-        return self.head(self.encoder(images.astype(self.compute_dtype), train), train)
+        return self.head(self.encoder(images, train), train)
 
     def represent(self, images: jax.Array) -> jax.Array:
         """Returns the representation of images, float [B, H, W, C] in [0, 1], before normalisation."""
         if self.representation == 'embedding':
             return self(images, train=False)
-        return self.encoder(images.astype(self.compute_dtype), train=False)
+        return self.encoder(images, train=False)
 
 
 ENCODERS = {
-    'average_pooling_cnn': lambda config: AveragePoolingCNN(tuple(config.channels)),
-    'resnet18': lambda config: ResNet((2, 2, 2, 2), False, config.batch_norm_momentum),
-    'resnet50': lambda config: ResNet((3, 4, 6, 3), True, config.batch_norm_momentum),
-    'whitened_cnn': lambda config: WhitenedCNN(tuple(config.channels), config.batch_norm_momentum),
+    'average_pooling_cnn': lambda config: AveragePoolingCNN(tuple(config.channels), config.compute_dtype),
+    'resnet18': lambda config: ResNet((2, 2, 2, 2), False, config.batch_norm_momentum, config.compute_dtype),
+    'resnet50': lambda config: ResNet((3, 4, 6, 3), True, config.batch_norm_momentum, config.compute_dtype),
+    'whitened_cnn': lambda config: WhitenedCNN(
+        tuple(config.channels), config.batch_norm_momentum, config.compute_dtype
+    ),
 }
 
 
@@ -242,7 +250,7 @@ def make_model(config: ml_collections.ConfigDict) -> Model:
     if config.encoder not in ENCODERS:
         raise InputError(f'--config.encoder={config.encoder}: unknown encoder; there are {", ".join(ENCODERS)}')
     head = Head(tuple(config.head_channels), config.embedding_dim, config.head_batch_norm, config.batch_norm_momentum)
-    return Model(ENCODERS[config.encoder](config), head, config.representation, config.compute_dtype)
+    return Model(ENCODERS[config.encoder](config), head, config.representation)
 
 
 def require_fit(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) -> None:

@@ -1,5 +1,9 @@
 """From a run's files to figures/*.png and report.html, one page that opens offline. Reads files only."""
 
+import base64
+
+import numpy as np
+
 from simclr_cifar import figures, pages
 from simclr_cifar.files import RunFolder, write
 
@@ -67,6 +71,11 @@ def write_report(run: RunFolder) -> None:
         run.read_arrays(epoch, 'pictures'),
         class_names,
     )
+    if run.augmentation.exists():
+        with np.load(run.augmentation, allow_pickle=False) as packed:
+            drawn['augmentation'] = figures.contact_sheet(
+                f'{title}: training images, and what training sees of them', packed['images']
+            )
     for name, figure in drawn.items():
         write(run.figures / f'{name}.png', figures.png(figure))
 
@@ -75,6 +84,7 @@ def write_report(run: RunFolder) -> None:
     contents += [('overfitting', 'Overfitting')] if verdict else []
     contents += [('unseen', 'Unseen classes')] if unseen else []
     contents += [('explorer-confusion', 'Confusion'), ('explorer-gallery', 'Gallery'), ('explorer-projection', 'Map')]
+    contents += [('augmentation', 'Augmentation')] if 'augmentation' in drawn else []
     contents += [('run', 'The run'), ('figures', 'All figures')]
     heads, rows = _milestones(history, evaluations, known)
     chosen = f'Figures of epoch {epoch}'
@@ -97,10 +107,18 @@ def write_report(run: RunFolder) -> None:
         milestones=rows,
         overfitting=verdict,
         unseen=unseen,
+        augmentation=_augmentation(drawn),
         explorer=explorer(run),
         details=_details(described),
         final=final,
     )
+
+
+def _augmentation(drawn: dict) -> str:
+    """Returns the sheet of augmented images as a data URI, or nothing."""
+    if 'augmentation' not in drawn:
+        return ''
+    return 'data:image/png;base64,' + base64.b64encode(figures.png(drawn['augmentation'])).decode()
 
 
 def reference(dataset: str, class_names: list[str]) -> dict[int, tuple[float, float]]:

@@ -12,8 +12,10 @@ import numpy as np
 from simclr_cifar import augment, checkpoint, data, evaluate, models, objectives, overfitting, parallel, sampling, step
 from simclr_cifar import config as config_lib
 from simclr_cifar.data import Dataset
-from simclr_cifar.files import RunFolder, git_commit, write_json
+from simclr_cifar.files import RunFolder, git_commit, write_arrays, write_json
 from simclr_cifar.log import Log
+
+_SHEET_IMAGES = 10
 
 
 def train(
@@ -43,11 +45,15 @@ def train(
     scored = ['train', 'validation'] if 'validation' in splits else ['test']
     scored_last = [*scored, 'test'] if 'validation' in splits else scored
     evaluate_state = evaluate.make_evaluate(config, mesh, splits)
+    watch = evaluate.make_monitor(config, mesh, splits) if config.monitor_every_epochs else None
     folders = list(runs.values())
 
     initial = [step.init_state(config, splits['train'].images, seed) for seed in runs]
     epoch, states = checkpoint.restore_latest([run.checkpoints for run in folders], initial)
+    sheet = augment.contact_sheet(config, splits['train'].images[:_SHEET_IMAGES])
     for run in folders:
+        if sheet is not None:
+            write_arrays(run.augmentation, {'images': sheet})
         run.start_history(epoch)
         if epoch:
             print(f'Going on from epoch {epoch} of {config.num_epochs} in {run.path}', flush=True)
@@ -59,6 +65,11 @@ def train(
             evaluation = evaluate_state(state, missing)
             evaluate.save(run, epoch, evaluation, class_names)
             log.evaluation(run, epoch, evaluation.figures)
+
+    def watch_run(run, epoch, state):
+        figures = watch(state)
+        write_json(run.evaluation(epoch) / 'monitor.json', figures)
+        log.monitor(run, epoch, figures)
 
     savers = [checkpoint.Saver(run.checkpoints, config.checkpoints_to_keep, milestones) for run in folders]
     log = Log(config, folders, epoch, len(class_names))
@@ -74,7 +85,8 @@ def train(
         index = parallel.replicate(sampling.class_index(splits['train'].labels, len(class_names)), mesh)
         started = time.monotonic()
         run_epoch = step.compile_epoch(config, mesh).lower(stacked, seeds, images, index).compile()
-        log.start(f'Training on {parallel.describe(mesh)}; compiled in {time.monotonic() - started:.1f} s')
+        compiled_in = f'compiled in {time.monotonic() - started:.1f} s'
+        log.start(f'Training on {parallel.describe(mesh)}; {_size(config, splits["train"])}; {compiled_in}')
 
         started = time.monotonic()
         in_flight = None  # An epoch's metrics are read while the device trains the next.
@@ -86,12 +98,17 @@ def train(
             in_flight = epoch, metrics
             out_of_time = config.max_seconds and time.monotonic() - started >= config.max_seconds
             last = out_of_time or epoch == config.num_epochs
-            if last or epoch in milestones or epoch % config.checkpoint_every_epochs == 0:
+            watched = watch and epoch % config.monitor_every_epochs == 0
+            if watched or last or epoch in milestones or epoch % config.checkpoint_every_epochs == 0:
                 log.epoch(*in_flight)
                 in_flight = None
                 states = _unstack(stacked, len(folders))
-                for saver, state in zip(savers, states, strict=True):
-                    saver.save(epoch, state)
+                if watched:
+                    for run, state in zip(folders, states, strict=True):
+                        watch_run(run, epoch, state)
+                if last or epoch in milestones or epoch % config.checkpoint_every_epochs == 0:
+                    for saver, state in zip(savers, states, strict=True):
+                        saver.save(epoch, state)
                 if last or epoch in milestones:
                     for run, state in zip(folders, states, strict=True):
                         evaluate_run(run, epoch, state, scored_last if last else scored)
@@ -146,6 +163,15 @@ def describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Dat
         },
         'git_commit': git_commit(),
     }
+
+
+def _size(config: ml_collections.ConfigDict, training: Dataset) -> str:
+    """Returns the model's size in words: its parameters, and its multiplications of one image's embedding."""
+    model = models.make_model(config)
+    variables = jax.eval_shape(lambda: models.init(model, jax.random.key(0), training.images))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+    multiplications = models.operations(model, variables, training.images.shape[1:])
+    return f'{parameters:,} parameters, {multiplications:,} multiplications an image'
 
 
 def _unstack(stacked: step.TrainState, count: int) -> list[step.TrainState]:

@@ -85,6 +85,26 @@ def test_a_class_with_one_image_is_refused(ten_classes):
         data.require_pairs(few, 'train')
 
 
+@pytest.mark.parametrize(
+    ('pairs', 'groups', 'fits'),
+    [
+        *(('class', 15, True), ('class', 16, False), ('class_views', 30, True), ('class_views', 31, False)),
+        *(('views', 96, True), ('views', 97, False)),
+    ],
+)
+def test_an_epoch_without_replacement_needs_its_images(pairs, groups, fits):
+    labels = np.repeat([0, 1, 2], [60, 70, 62]).astype(np.int32)
+    dataset = data.Dataset('cifar10', np.zeros((192, 1, 1, 3), np.uint8), labels, ('cat', 'dog', 'ship'), '')
+    config = config_lib.defaults()
+    config.update(pairs=pairs, groups_per_batch=groups, batches_per_epoch=2, with_replacement=False)
+    if fits:
+        data.require_images(dataset, config)
+    else:
+        where = '192 in all' if pairs == 'views' else "60 of 'cat'"
+        with pytest.raises(config_lib.InputError, match=rf'--config\.groups_per_batch={groups}: .* {where}'):
+            data.require_images(dataset, config)
+
+
 def test_splits_of_a_config(small_cifar10, cache_dir):
     config = config_lib.defaults()
     config.update(classes='truck,cat', validation_fraction=0.1)

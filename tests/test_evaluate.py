@@ -8,7 +8,7 @@ from conftest import CLASS_NAMES, class_images
 from sklearn.metrics import roc_auc_score
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, evaluate, files, models, parallel, step
+from simclr_cifar import data, evaluate, files, metrics, models, parallel, representation, step
 
 NAMES = CLASS_NAMES[:3]
 
@@ -92,6 +92,62 @@ def test_no_match_is_told_by_the_tenth_nearest_training_image(evaluated):
     assert 0 < below.sum() < len(below)
     assert figures['no_match/precision'] == pytest.approx(np.mean(is_unseen[below]), abs=1e-6)
     assert figures['no_match/recall'] == pytest.approx(np.mean(below[is_unseen == 1]), abs=1e-6)
+
+
+def vote_of_7(queries, gallery, labels):
+    order, _ = ranked(queries, gallery)
+    return np.array([np.argmax(np.bincount(labels[nearest[:7]])) for nearest in order])
+
+
+def test_embeddings_otherwise_are_those_of_raw_weights_and_of_one_view(splits, monkeypatch):
+    monkeypatch.setattr(metrics, 'KNN_K', 7)
+    config = config_lib.defaults()
+    config.update(channels=(8,), embedding_dim=3, average_decay=0.9, flip_averaging=True)
+    raw, averaged = (step.init_state(config, splits['train'].images, seed).variables for seed in (0, 1))
+    state = step.init_state(config, splits['train'].images, 0).replace(average=averaged)
+    figures = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)(state, ['validation']).figures
+    for kind, variables, flipped in (
+        ('', averaged, True),
+        ('raw_weights/', raw, True),
+        ('without_flip/', averaged, False),
+    ):
+        embeddings = {
+            name: np.asarray(
+                models.encode(models.make_model(config), variables, splits[name].images, flipped), np.float64
+            )
+            for name in ('train', 'validation')
+        }
+        labels, validation = splits['validation'].labels, embeddings['validation']
+        expected = {
+            'knn_accuracy_k7': np.mean(vote_of_7(validation, embeddings['train'], splits['train'].labels) == labels),
+            'precision_at_10': precision_at_10(validation, labels),
+            'pair_accuracy': metrics.class_mean(metrics.pair_accuracy(validation, labels), labels),
+        }
+        for name, value in expected.items():
+            assert figures[f'validation/{kind}{name}'] == pytest.approx(value, abs=1e-6), (kind, name)
+    assert figures['validation/precision_at_10'] != figures['validation/raw_weights/precision_at_10']
+    assert figures['validation/precision_at_10'] != figures['validation/without_flip/precision_at_10']
+
+
+def test_the_monitor_watches_validation_images_by_a_sample_of_training_images(splits, monkeypatch):
+    monkeypatch.setattr(metrics, 'KNN_K', 7)
+    config = config_lib.defaults()
+    config.update(channels=(8,), embedding_dim=3)
+    state = step.init_state(config, splits['train'].images, 0)
+    figures = evaluate.make_monitor(config, parallel.make_mesh(1), splits)(state)
+    sample, validation = (
+        np.asarray(models.encode(models.make_model(config), state.variables, splits[name].images), np.float64)
+        for name in ('train_sample', 'validation')
+    )
+    labels = splits['validation'].labels
+    votes = vote_of_7(validation, sample, splits['train_sample'].labels)
+    probed = representation.linear_probe(sample, splits['train_sample'].labels, validation, 3)
+    assert figures == pytest.approx(
+        {
+            'monitor/knn_accuracy_k7': np.mean(votes == labels),
+            'monitor/linear_probe_accuracy': np.mean(probed == labels),
+        }
+    )
 
 
 def test_test_images_do_not_set_the_threshold(evaluated, splits):

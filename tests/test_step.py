@@ -61,7 +61,7 @@ def by_hand(config, number=0):
 
     def loss_and_accuracy(params):
         variables = state.variables | {'params': params}
-        # On a mesh of one device, for the layers that normalise over all.
+        # On a mesh of one device, over which layers normalise.
         outputs, _ = model.apply(variables, images.reshape(-1, *IMAGES.shape[1:]), train=True, mutable=['batch_stats'])
         embeddings = outputs / jnp.linalg.norm(outputs, axis=1, keepdims=True)
         embeddings = embeddings.reshape(*images.shape[:3], -1)
@@ -115,23 +115,20 @@ def test_loss_and_gradient_are_those_of_the_global_batch(monkeypatch, negatives,
 NORMALISED = {'encoder': 'whitened_cnn', 'channels': (6,), 'head_channels': (5,), 'head_batch_norm': True}
 
 
-@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
+@pytest.mark.parametrize('num_devices', [2, 8])
 @pytest.mark.parametrize(
     'fields',
     [
         NORMALISED,
         NORMALISED | {'objective': 'sup_con', 'augmentation': 'pad_and_crop,alternating_flip', 'crop_padding': 2},
-        {'objective': 'sup_con', 'with_replacement': False, 'batches_per_epoch': 1, 'groups_per_batch': 6},
+        {'objective': 'sup_con', 'pairs': 'class_views', 'augmentation': 'flip', 'with_replacement': False},
         {'objective': 'nt_xent', 'pairs': 'views', 'augmentation': 'simclr'},
         NORMALISED | {'objective': 'siglip', 'pairs': 'class_views', 'augmentation': 'flip,cutout', 'cutout_size': 3},
     ],
 )
 def test_every_kind_of_batch_is_the_same_on_any_number_of_devices(monkeypatch, fields, num_devices):
     monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
-    config = small_config(**{'batches_per_epoch': 1} | fields)
-    num_devices = min(num_devices, 6) if config.groups_per_batch == 6 else num_devices
-    if config.groups_per_batch % num_devices:
-        num_devices = 3
+    config = small_config(batches_per_epoch=1, **fields)
     loss, accuracy, gradient = by_hand(config)
     state, metrics = run_epoch(config, num_devices)
     np.testing.assert_allclose(metrics['loss'], [loss], rtol=1e-5)

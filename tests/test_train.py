@@ -10,7 +10,7 @@ import pytest
 from conftest import CLASS_NAMES, class_images
 from tensorboardX.proto.event_pb2 import Event
 
-from simclr_cifar import checkpoint, data, files, log, step, train
+from simclr_cifar import checkpoint, convolutions, data, files, log, optimizers, step, train
 from simclr_cifar import config as config_lib
 
 NAMES = CLASS_NAMES[:3]
@@ -119,6 +119,51 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_never_was(uninterrupted, tmp_pa
         start(config, tmp_path)
     run, _ = start(config, tmp_path)
     assert_same_run(config, run, uninterrupted[0])
+
+
+def test_a_run_of_every_part_goes_on_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)  # These compile faster.
+    config = make_config(
+        encoder='whitened_cnn',
+        head_batch_norm=True,
+        objective='sup_con',
+        with_replacement=False,
+        augmentation='alternating_flip,pad_and_crop',
+        optimizer='sgd',
+        schedule='cosine',
+        warmup_share=0.2,
+        average_decay=0.9,
+        flip_averaging=True,
+        validation_fraction=0.1,
+        monitor_every_epochs=2,
+    )
+    splits = make_splits(validation=True)
+    whole, final = start(config, tmp_path / 'whole', splits)
+    log_epoch = log.Log.epoch
+
+    def kill(self, number, metrics):
+        log_epoch(self, number, metrics)
+        if number == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(log.Log, 'epoch', kill)
+        start(config, tmp_path / 'killed', splits)
+    run, _ = start(config, tmp_path / 'killed', splits)
+    assert_same_run(config, run, whole)
+
+    state = final_state(config, run)
+    assert np.any(jax.tree.leaves(state.average)[0] != jax.tree.leaves(state.variables)[0])
+    for kind in ('', 'raw_weights/', 'without_flip/'):
+        assert 0.5 < final[f'test/{kind}knn_accuracy_k200'] <= 1
+    assert [row['learning_rate'] for row in run.read_history()] == pytest.approx(
+        [float(optimizers.make_schedule(config)(step)) for step in range(4, 30, 5)]
+    )
+    for epoch in (2, 4, 6):
+        watched = run.read_json(run.evaluation(epoch) / 'monitor.json')
+        assert set(watched) == {'monitor/knn_accuracy_k200', 'monitor/linear_probe_accuracy'}
+    with np.load(run.augmentation) as packed:
+        np.testing.assert_array_equal(packed['images'][:, 0], splits['train'].images[:10])
 
 
 def test_a_run_killed_between_a_checkpoint_and_its_figures_writes_them(uninterrupted, tmp_path, monkeypatch):
