@@ -137,7 +137,7 @@ class Log:
         told = '  '.join(
             f'{name} {value:.4f}'
             for name, value in figures.items()
-            if name.startswith(('validation/', 'test/')) and name.endswith(headlines)
+            if name.startswith(('validation/', 'test/')) and name.count('/') == 1 and name.endswith(headlines)
         )
         self._print(f'evaluated {self._named(run)}epoch {epoch}  {told}')
         self._read = time.monotonic()

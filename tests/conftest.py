@@ -15,6 +15,10 @@ import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Most of a test's time is LLVM's, and small arrays need no fast code. Not for the processes that tests start.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XLA_FLAGS', f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=1')
+    jax.devices()
 
 CLASS_NAMES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 IMAGES_PER_BATCH_FILE = 100
@@ -68,6 +72,14 @@ def isolated_environment(monkeypatch, tmp_path_factory, request):
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
     if 'cifar10_data_dir' not in request.fixturenames:
         monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
+
+
+@pytest.fixture
+def convolutions_by_definition(monkeypatch):
+    """Which compile in a fraction of the time; that those in use equal them is tested with them."""
+    from simclr_cifar import convolutions
+
+    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
 
 
 @pytest.fixture

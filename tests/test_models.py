@@ -7,17 +7,12 @@ import pytest
 from flax import linen as nn
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import convolutions, models, parallel
+from simclr_cifar import models, parallel
 from tests.test_convolutions import convolve_by_loops
 
+pytestmark = pytest.mark.usefixtures('convolutions_by_definition')
 encode = jax.jit(models.encode, static_argnames=('model', 'flip_averaging'))
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def convolutions_by_definition(monkeypatch):
-    """Which compile in a fraction of the time; that the others equal them is tested with those."""
-    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
 
 
 def changed(**fields):

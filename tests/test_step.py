@@ -8,7 +8,7 @@ import pytest
 from conftest import class_images
 from jax.sharding import Mesh
 
-from simclr_cifar import augment, convolutions, models, objectives, parallel, sampling, step
+from simclr_cifar import augment, models, objectives, parallel, sampling, step
 from simclr_cifar import config as config_lib
 
 NUM_CLASSES = 4
@@ -115,6 +115,7 @@ def test_loss_and_gradient_are_those_of_the_global_batch(monkeypatch, negatives,
 NORMALISED = {'encoder': 'whitened_cnn', 'channels': (6,), 'head_channels': (5,), 'head_batch_norm': True}
 
 
+@pytest.mark.usefixtures('convolutions_by_definition')
 @pytest.mark.parametrize('num_devices', [2, 8])
 @pytest.mark.parametrize(
     'fields',
@@ -126,8 +127,7 @@ NORMALISED = {'encoder': 'whitened_cnn', 'channels': (6,), 'head_channels': (5,)
         NORMALISED | {'objective': 'siglip', 'pairs': 'class_views', 'augmentation': 'flip,cutout', 'cutout_size': 3},
     ],
 )
-def test_every_kind_of_batch_is_the_same_on_any_number_of_devices(monkeypatch, fields, num_devices):
-    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
+def test_every_kind_of_batch_is_the_same_on_any_number_of_devices(fields, num_devices):
     config = small_config(batches_per_epoch=1, **fields)
     loss, accuracy, gradient = by_hand(config)
     state, metrics = run_epoch(config, num_devices)
@@ -136,8 +136,8 @@ def test_every_kind_of_batch_is_the_same_on_any_number_of_devices(monkeypatch, f
     assert_close(state.opt_state[0].mu, jax.tree.map(lambda leaf: leaf / 10, gradient), rtol=2e-3, atol=1e-5)
 
 
-def test_running_statistics_are_those_of_the_global_batch(monkeypatch):
-    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
+@pytest.mark.usefixtures('convolutions_by_definition')
+def test_running_statistics_are_those_of_the_global_batch():
     config = small_config(**NORMALISED, batch_norm_momentum=0.25)
     before = step.init_state(config, IMAGES, config.seed).variables['batch_stats']
     (state, _), (on_four, _) = (run_epoch(config, num_devices) for num_devices in (1, 4))
@@ -147,6 +147,7 @@ def test_running_statistics_are_those_of_the_global_batch(monkeypatch):
     assert all(np.all(a != b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True))
 
 
+@pytest.mark.usefixtures('convolutions_by_definition')
 def test_averages_follow_the_variables():
     config = small_config(average_decay=0.6, batches_per_epoch=1)
     variables = step.init_state(config, IMAGES, config.seed).variables
@@ -163,6 +164,7 @@ def test_averages_follow_the_variables():
     assert run_epoch(small_config(), 1)[0].average == {}
 
 
+@pytest.mark.usefixtures('convolutions_by_definition')
 def test_the_replicas_gradients_differ():
     config = small_config(groups_per_batch=1, batches_per_epoch=1)
     states, _ = initial(config)
@@ -176,6 +178,7 @@ def test_the_replicas_gradients_differ():
     assert np.linalg.norm(gradients[0] - gradients[1]) > 0.1 * np.linalg.norm(gradients[0])
 
 
+@pytest.mark.usefixtures('convolutions_by_definition')
 @pytest.mark.parametrize('num_devices', [1, 4])
 def test_seeds_trained_together_are_those_trained_alone(num_devices):
     together = run_epoch(small_config(), num_devices, seeds=[3, 11, 5])
@@ -187,6 +190,7 @@ def test_seeds_trained_together_are_those_trained_alone(num_devices):
     assert len(np.unique(together[1]['loss'])) == 9
 
 
+@pytest.mark.usefixtures('convolutions_by_definition')
 @pytest.mark.parametrize('negatives', ['group', 'batch'])
 def test_an_epoch_is_the_same_on_any_number_of_devices(negatives):
     config = small_config(negatives=negatives)
@@ -197,13 +201,13 @@ def test_an_epoch_is_the_same_on_any_number_of_devices(negatives):
         assert_close(state.opt_state[0].mu, on_one[0].opt_state[0].mu, rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize('num_devices', [1, 4, 8])
+@pytest.mark.usefixtures('convolutions_by_definition')
+@pytest.mark.parametrize('num_devices', [1, 8])
 @pytest.mark.parametrize(
     'fields',
     [{'negatives': 'batch'}, NORMALISED | {'objective': 'sup_con', 'average_decay': 0.9, 'augmentation': 'flip'}],
 )
-def test_the_same_function_runs_under_pmap(monkeypatch, num_devices, fields):
-    monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
+def test_the_same_function_runs_under_pmap(num_devices, fields):
     config = small_config(**fields)
     devices = jax.devices()[:num_devices]
     epoch = jax.pmap(
