@@ -2,7 +2,7 @@
 
 python -m simclr_cifar.main --config=configs/c10.py
 
-On two cores of an AMD EPYC, on CIFAR-10's JPEG copy, seed 0:
+On two cores of an AMD EPYC, on CIFAR-10's JPEG copy, seed 0, at commit 298d364:
 4 min 34 s from start to report, 2.77 s an epoch (median).
 After 75 epochs: training accuracy 55.50 %; on test images
 pair accuracy 41.77 %, precision at 1 49.23 %, precision at 10 49.71 %,

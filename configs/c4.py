@@ -2,7 +2,7 @@
 
 python -m simclr_cifar.main --config=configs/c4.py
 
-On two cores of an AMD EPYC, on CIFAR-10's JPEG copy, seed 0:
+On two cores of an AMD EPYC, on CIFAR-10's JPEG copy, seed 0, at commit 298d364:
 2 min 18 s from start to report, 1.29 s an epoch (median).
 After 75 epochs: training accuracy 78.80 %; on test images
 pair accuracy 66.86 %, precision at 1 70.80 %, precision at 10 71.28 %,

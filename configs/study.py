@@ -2,7 +2,7 @@
 
 python -m simclr_cifar.main --mode=study --config=configs/study.py
 
-On two cores of an AMD EPYC, on CIFAR-10's JPEG copy, seeds 0 to 2:
+On two cores of an AMD EPYC, on CIFAR-10's JPEG copy, seeds 0 to 2, at commit 143e584:
 30 min 40 s from start to page; with --config.num_seeds=1 11 min 16 s.
 Test images at the chosen epochs, mean ± standard deviation, 4 / 7 / 10 classes:
 pair accuracy 65.90 ± 1.14 / 44.94 ± 0.17 / 40.47 ± 1.08 %,
