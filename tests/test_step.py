@@ -127,7 +127,8 @@ NORMALISED = {'encoder': 'whitened_cnn', 'channels': (6,), 'head_channels': (5,)
         NORMALISED | {'objective': 'siglip', 'pairs': 'class_views', 'augmentation': 'flip,cutout', 'cutout_size': 3},
     ],
 )
-def test_every_kind_of_batch_is_the_same_on_any_number_of_devices(fields, num_devices):
+def test_every_kind_of_batch_is_the_same_on_any_number_of_devices(monkeypatch, fields, num_devices):
+    monkeypatch.setattr(step, '_IMAGES_AT_ONCE_ON_CPU', 16)
     config = small_config(batches_per_epoch=1, **fields)
     loss, accuracy, gradient = by_hand(config)
     state, metrics = run_epoch(config, num_devices)
