@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_cifar import metrics, neighbours, parallel, representation, step
+from simclr_cifar import metrics, neighbours, parallel, pictures, representation, step
 from simclr_cifar.data import Dataset
 from simclr_cifar.files import RunFolder, write, write_arrays, write_json
 from simclr_cifar.step import TrainState
@@ -19,10 +19,6 @@ from simclr_cifar.step import TrainState
 NEAREST = 10
 # A picture matches nothing where its NEAREST-th training image is less similar than this share of validation images'.
 _FALSE_ALARMS = 0.05
-# Queries of each class in the gallery: the worst, one of the middle and the best.
-_GALLERY_WORST = 3
-_PAIRS_OF_CELL = 3
-_PROJECTED = 600
 
 
 @dataclasses.dataclass
@@ -34,7 +30,7 @@ class Evaluation:
       confusions: (split, kind) to int64 [C, C]; a row is a query's class, a column the class of its NEAREST images of
         the same split (kind 'neighbours') or of the vote of its 200 nearest training images (kind 'knn').
       queries: split to the figures of each of its N images, name to float [N], and their 'label', int32 [N].
-      pictures: arrays of the test split's images worth a look; see `_pictures`.
+      pictures: arrays of the test split's images worth a look; see `pictures.worth_a_look`.
     """
 
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -179,7 +175,7 @@ def _evaluate_split(
     evaluation.confusions[name, 'neighbours'] = metrics.confusion(labels, labels[nearest], num_classes)
     evaluation.confusions[name, 'knn'] = metrics.confusion(labels, votes, num_classes)
     if name == 'test':
-        evaluation.pictures = _pictures(dataset, embeddings, nearest, similarities, votes)
+        evaluation.pictures = pictures.worth_a_look(dataset, embeddings, nearest, similarities, votes)
 
 
 def _unseen(splits: dict[str, Dataset], embed: Callable) -> dict[str, float]:
@@ -219,64 +215,6 @@ def _unseen(splits: dict[str, Dataset], embed: Callable) -> dict[str, float]:
             figures['no_match/precision'] = float(np.sum(below['unseen']) / alarms)
         figures['no_match/recall'] = float(np.mean(below['unseen']))
     return figures
-
-
-def _pictures(
-    dataset: Dataset, embeddings: np.ndarray, nearest: np.ndarray, similarities: np.ndarray, votes: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Returns images worth a look, each once, and what to look at them for.
-
-    Positions are those in image_index, int [M], the images' indices within the split; with it come image_label, int [M]
-    and images, uint8 [M, H, W, C]. gallery_query [Q], gallery_neighbours [Q, k] and gallery_similarities [Q, k] are
-    some queries of every class, those with the fewest right neighbours first. cell_query, cell_neighbour and
-    cell_similarity [P] are pairs behind the cells of the 'neighbours' confusion matrix, the most similar first.
-    projection_picture [T], projection_embedding float32 [T, D] and projection_vote [T] are a sample to be drawn.
-    """
-    labels = dataset.labels
-    right = np.sum(labels[nearest] == labels[:, None], axis=1)
-    chosen = []
-    for label in range(len(dataset.class_names)):
-        members = np.flatnonzero(labels == label)
-        # Among equally bad queries, those most certain of their wrong neighbours.
-        ranked = members[np.lexsort((members, -similarities[members, 0], right[members]))]
-        positions = {*range(_GALLERY_WORST), len(ranked) // 2, len(ranked) - 1}
-        chosen += [ranked[position] for position in sorted(positions) if position < len(ranked)]
-    query = np.array(sorted(chosen, key=lambda index: (right[index], index)))
-    cell_query, cell_neighbour, cell_similarity = _cell_pairs(dataset, nearest, similarities)
-    sampled = np.random.default_rng(0).permutation(len(labels))[:_PROJECTED]
-
-    index, position = np.unique(
-        np.concatenate([query, nearest[query].ravel(), cell_query, cell_neighbour, sampled]), return_inverse=True
-    )
-    bounds = np.cumsum([len(query), nearest[query].size, len(cell_query), len(cell_neighbour)])
-    gallery_query, gallery_neighbours, cell_query, cell_neighbour, sampled_position = np.split(position, bounds)
-    return {
-        'image_index': index,
-        'image_label': labels[index],
-        'images': dataset.images[index],
-        'gallery_query': gallery_query,
-        'gallery_neighbours': gallery_neighbours.reshape(len(query), -1),
-        'gallery_similarities': similarities[query],
-        'cell_query': cell_query,
-        'cell_neighbour': cell_neighbour,
-        'cell_similarity': cell_similarity,
-        'projection_picture': sampled_position,
-        'projection_embedding': embeddings[sampled],
-        'projection_vote': votes[sampled],
-    }
-
-
-def _cell_pairs(dataset: Dataset, nearest: np.ndarray, similarities: np.ndarray):
-    """Returns (query [P], neighbour [P], similarity [P]): of every cell its most similar pairs, each query once."""
-    query = np.repeat(np.arange(len(nearest)), nearest.shape[1])
-    neighbour, similarity = nearest.ravel(), similarities.ravel()
-    cell = dataset.labels[query].astype(np.int64) * len(dataset.class_names) + dataset.labels[neighbour]
-    # Of a query's neighbours in a cell the first, which is the most similar.
-    _, first = np.unique(cell * len(nearest) + query, return_index=True)
-    order = first[np.lexsort((first, -similarity[first], cell[first]))]
-    starts = np.searchsorted(cell[order], cell[order])
-    kept = order[np.arange(len(order)) - starts < _PAIRS_OF_CELL]
-    return query[kept], neighbour[kept], similarity[kept]
 
 
 def save(run: RunFolder, epoch: int, evaluation: Evaluation, class_names: tuple[str, ...]) -> None:

@@ -14,13 +14,14 @@ LEVELS = {
         *('neighbours', 'representation'),
     ],
     2: ['data', 'layers', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
-    3: ['models'],
-    4: ['step'],
-    5: ['checkpoint', 'evaluate', 'log', 'report'],
-    6: ['train', 'findings'],
-    7: ['study_report'],
-    8: ['study'],
-    9: ['main'],
+    3: ['encoders', 'pictures'],
+    4: ['models'],
+    5: ['step'],
+    6: ['checkpoint', 'evaluate', 'log', 'report'],
+    7: ['train', 'findings'],
+    8: ['study_report'],
+    9: ['study'],
+    10: ['main'],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__init__')

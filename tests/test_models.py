@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import models, parallel
+from simclr_cifar import encoders, models, parallel
 from tests.test_convolutions import convolve_by_loops
 
 pytestmark = pytest.mark.usefixtures('convolutions_by_definition')
@@ -168,7 +168,7 @@ def test_whitening_is_of_the_training_images_and_is_not_trained():
     model = models.make_model(changed(encoder='whitened_cnn'))
     variables = models.init(model, jax.random.key(0), smooth)
     whitening = variables['batch_stats']['encoder']['Whitening_0']
-    patches = np.asarray(models._patches(jnp.asarray(smooth / np.float32(255)))).reshape(-1, 48).astype(np.float64)
+    patches = np.asarray(encoders._patches(jnp.asarray(smooth / np.float32(255)))).reshape(-1, 48).astype(np.float64)
     whitened = (patches - np.asarray(whitening['mean'])) @ np.asarray(whitening['kernel'])
     covariance = np.cov(whitened.T)
     np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0, atol=1e-2)
@@ -179,7 +179,7 @@ def test_whitening_is_of_the_training_images_and_is_not_trained():
 
 
 def test_convolutions_start_as_the_identity_as_far_as_channels_go():
-    kernel = np.asarray(models._partial_identity(jax.random.key(0), (3, 3, 4, 6)))
+    kernel = np.asarray(encoders._partial_identity(jax.random.key(0), (3, 3, 4, 6)))
     inputs = np.random.default_rng(0).normal(size=(1, 5, 5, 4))
     outputs = convolve_by_loops(inputs, kernel, 1)
     np.testing.assert_allclose(outputs[..., :4], inputs, atol=1e-6)
