@@ -2,7 +2,7 @@
 
 python -m simclr_cifar.main --config=configs/simclr_r18_1000.py
 
-For a GPU; on two CPU cores an epoch takes about an hour. Time and scores: not measured yet.
+For a GPU. Time and scores: not measured yet.
 Frozen features before the head are compared: kNN accuracy (k = 200) and a linear probe, on test images,
 once, after the last epoch. An epoch shows 49,664 of the 50,000 training images, each once.
 """

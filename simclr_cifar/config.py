@@ -24,9 +24,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.split_seed = 0  # draws the validation images; apart from seed, so that seeds are compared on the same ones
 
     # Batches: a batch is groups_per_batch groups of one (anchor, positive) pair per class.
-    config.pairs = (
-        'class'  # 'class': two images of it; 'views': one image twice, a group is a pair; 'class_views': both
-    )
+    config.pairs = 'class'  # two images of it; 'views': any image, twice; 'class_views': an image of a class, twice
     config.with_replacement = True  # False: an epoch draws no image twice
     config.groups_per_batch = 1
     config.batches_per_epoch = 1000
@@ -47,9 +45,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.head_batch_norm = False  # after each layer of the head
     config.batch_norm_momentum = 0.9  # of the running averages
     config.compute_dtype = 'float32'  # or 'bfloat16', of activations; parameters are float32
-    config.representation = (
-        'embedding'  # what is compared after training: 'embedding', or the 'features' before the head
-    )
+    config.representation = 'embedding'  # what is compared after training; or the 'features' before the head
 
     # Objective.
     config.objective = 'anchor_positive'  # or 'sup_con', 'nt_xent', 'siglip'

@@ -5,7 +5,7 @@ import dataclasses
 import ml_collections
 import numpy as np
 
-from simclr_cifar import sources
+from simclr_cifar import sampling, sources
 from simclr_cifar.config import InputError
 
 
@@ -144,8 +144,7 @@ def require_images(dataset: Dataset, config: ml_collections.ConfigDict) -> None:
     available, where = np.min(counts), f'of {dataset.class_names[np.argmin(counts)]!r}'
     if config.pairs == 'views':
         available, where = len(dataset.labels), 'in all'
-    of_group = 2 if config.pairs == 'class' else 1
-    needed = of_group * config.groups_per_batch * config.batches_per_epoch
+    needed = sampling.images_of_class(config) * config.groups_per_batch * config.batches_per_epoch
     if needed > available:
         raise InputError(
             f'--config.groups_per_batch={config.groups_per_batch}: {config.batches_per_epoch} batches draw {needed:,} '

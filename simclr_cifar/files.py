@@ -134,13 +134,25 @@ class RunFolder(Folder):
           InputError: it is missing or unreadable.
         """
         path = self.evaluation(epoch) / f'{name}.npz'
+        return self._read_packed(path, f'evaluate again with --mode=eval --checkpoint={epoch}')
+
+    def read_augmentation(self) -> np.ndarray | None:
+        """Returns the images of augmentation.npz, as `augment.contact_sheet` made them; None where there are none.
+
+        Raises:
+          InputError: they are unreadable.
+        """
+        if not self.augmentation.exists():
+            return None
+        return self._read_packed(self.augmentation, 'delete it')['images']
+
+    def _read_packed(self, path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
         try:
             with np.load(path, allow_pickle=False) as packed:
                 return dict(packed)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(
-                f'--workdir={self.path}: {path.relative_to(self.path)} is missing or unreadable; '
-                f'evaluate again with --mode=eval --checkpoint={epoch}'
+                f'--workdir={self.path}: {path.relative_to(self.path)} is missing or unreadable; {remedy}'
             ) from error
 
     def read_confusions(self, epoch: int) -> dict[tuple[str, str], np.ndarray]:

@@ -59,6 +59,11 @@ def row_shares(counts) -> list[list[float]]:
     return (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).tolist()
 
 
+def data_uri(kind: str, image: bytes) -> str:
+    """Returns an encoded image, 'png' or 'webp', as the URI that a page shows it by."""
+    return f'data:image/{kind};base64,' + base64.b64encode(image).decode()
+
+
 def picture_atlas(images: np.ndarray, quality: int = _WEBP_QUALITY) -> dict:
     """Packs pictures into one image, a grid of tiles filled row by row.
 
@@ -86,7 +91,7 @@ def picture_atlas(images: np.ndarray, quality: int = _WEBP_QUALITY) -> dict:
         buffer, 'webp', quality=quality, method=6
     )
     return {
-        'uri': 'data:image/webp;base64,' + base64.b64encode(buffer.getvalue()).decode(),
+        'uri': data_uri('webp', buffer.getvalue()),
         'columns': columns,
         'rows': rows,
         'width': width,

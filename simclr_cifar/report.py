@@ -1,9 +1,5 @@
 """From a run's files to figures/*.png and report.html, one page that opens offline. Reads files only."""
 
-import base64
-
-import numpy as np
-
 from simclr_cifar import figures, pages
 from simclr_cifar.files import RunFolder, write
 
@@ -71,13 +67,13 @@ def write_report(run: RunFolder) -> None:
         run.read_arrays(epoch, 'pictures'),
         class_names,
     )
-    if run.augmentation.exists():
-        with np.load(run.augmentation, allow_pickle=False) as packed:
-            drawn['augmentation'] = figures.contact_sheet(
-                f'{title}: training images, and what training sees of them', packed['images']
-            )
-    for name, figure in drawn.items():
-        write(run.figures / f'{name}.png', figures.png(figure))
+    augmented = run.read_augmentation()
+    if augmented is not None:
+        caption = f'{title}: training images, and what training sees of them'
+        drawn['augmentation'] = figures.contact_sheet(caption, augmented)
+    encoded = {name: figures.png(figure) for name, figure in drawn.items()}
+    for name, image in encoded.items():
+        write(run.figures / f'{name}.png', image)
 
     unseen, verdict = _unseen(final), _overfitting(final)
     contents = [('curves', 'Curves'), ('milestones', 'Milestones')]
@@ -107,18 +103,11 @@ def write_report(run: RunFolder) -> None:
         milestones=rows,
         overfitting=verdict,
         unseen=unseen,
-        augmentation=_augmentation(drawn),
+        augmentation=pages.data_uri('png', encoded['augmentation']) if 'augmentation' in encoded else '',
         explorer=explorer(run),
         details=_details(described),
         final=final,
     )
-
-
-def _augmentation(drawn: dict) -> str:
-    """Returns the sheet of augmented images as a data URI, or nothing."""
-    if 'augmentation' not in drawn:
-        return ''
-    return 'data:image/png;base64,' + base64.b64encode(figures.png(drawn['augmentation'])).decode()
 
 
 def reference(dataset: str, class_names: list[str]) -> dict[int, tuple[float, float]]:

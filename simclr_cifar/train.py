@@ -50,10 +50,12 @@ def train(
 
     initial = [step.init_state(config, splits['train'].images, seed) for seed in runs]
     epoch, states = checkpoint.restore_latest([run.checkpoints for run in folders], initial)
-    sheet = augment.contact_sheet(config, splits['train'].images[:_SHEET_IMAGES])
-    for run in folders:
+    if not all(run.augmentation.exists() for run in folders):
+        sheet = augment.contact_sheet(config, splits['train'].images[:_SHEET_IMAGES])
         if sheet is not None:
-            write_arrays(run.augmentation, {'images': sheet})
+            for run in folders:
+                write_arrays(run.augmentation, {'images': sheet})
+    for run in folders:
         run.start_history(epoch)
         if epoch:
             print(f'Going on from epoch {epoch} of {config.num_epochs} in {run.path}', flush=True)
