@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import shutil
@@ -96,6 +97,19 @@ def test_the_pictures_are_pictures(run):
     for path in run.figures.iterdir():
         pixels = np.asarray(Image.open(path).convert('RGB'))
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, path.name
+
+
+def test_augmented_images_are_shown_and_damaged_ones_are_named(run):
+    assert 'id="augmentation"' not in (report.write_report(run) or run.report.read_text())
+    seen = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
+    files.write_arrays(run.augmentation, {'images': seen})
+    report.write_report(run)
+    drawn = (run.figures / 'augmentation.png').read_bytes()
+    assert 'id="augmentation"' in run.report.read_text()
+    assert base64.b64encode(drawn).decode() in run.report.read_text()
+    run.augmentation.write_bytes(b'no archive')
+    with pytest.raises(config_lib.InputError, match=r'augmentation\.npz is missing or unreadable; delete it'):
+        report.write_report(run)
 
 
 def test_the_confusion_file_is_read_as_it_was_written(run):
