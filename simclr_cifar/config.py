@@ -21,7 +21,8 @@ def defaults() -> ml_collections.ConfigDict:
     config.classes = ''  # comma-separated names, relabelled in that order; '' leaves it to num_classes
     config.num_classes = 0  # the first so many classes of the dataset; 0: all
     config.validation_fraction = 0.0  # of each class's training images; above 0 it chooses the checkpoint
-    config.split_seed = 0  # draws the validation images; apart from seed, so that seeds are compared on the same ones
+    config.test_fraction = 0.0  # above 0 so many of them stand in for the test images, which tuning must not see
+    config.split_seed = 0  # draws both; apart from seed, so that seeds are compared on the same images
 
     # Batches: a batch is groups_per_batch groups of one (anchor, positive) pair per class.
     config.pairs = 'class'  # two images of it; 'views': any image, twice; 'class_views': an image of a class, twice
@@ -95,6 +96,7 @@ _ABOVE_ZERO = math.ulp(0.0)
 _LIMITS = {  # field: lowest and highest value; a tuple's elements each
     'num_classes': (0, 2**31 - 1),
     'validation_fraction': (0.0, 0.9),
+    'test_fraction': (0.0, 0.9),
     'split_seed': (0, 2**31 - 1),
     'num_seeds': (1, 2**16),
     'groups_per_batch': (1, 2**31 - 1),

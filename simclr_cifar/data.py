@@ -160,12 +160,19 @@ def load_splits(
 
     They are 'train' and 'test'; with a validation_fraction 'validation', carved from the whole dataset's training
     images, so that a class's are the same in every subset, and 'train_sample', as many training images of each class;
-    and, where classes are left out, 'unseen', their test images.
+    and, where classes are left out, 'unseen', their test images. With a test_fraction the test images too are carved
+    from the training images, and the dataset's own are not read.
 
     Raises:
       InputError: as `load`, `select` and `require_pairs`.
     """
-    whole = {split: load(config.dataset, split, data_dir, cache_dir) for split in ('train', 'test')}
+    whole = {'train': load(config.dataset, 'train', data_dir, cache_dir)}
+    if config.test_fraction:
+        note = f'Of the training images {config.test_fraction:.0%} stand in for the test images.'
+        training = dataclasses.replace(whole['train'], description=f'{whole["train"].description} {note}')
+        whole['train'], whole['test'] = carve(training, config.test_fraction, config.split_seed)
+    else:
+        whole['test'] = load(config.dataset, 'test', data_dir, cache_dir)
     if config.validation_fraction:
         whole['train'], whole['validation'] = carve(whole['train'], config.validation_fraction, config.split_seed)
     splits = {split: select(dataset, config.classes, config.num_classes) for split, dataset in whole.items()}

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_cifar import metrics, neighbours, parallel, pictures, representation, step
+from simclr_cifar import metrics, models, neighbours, parallel, pictures, representation, step
 from simclr_cifar.data import Dataset
 from simclr_cifar.files import RunFolder, write, write_arrays, write_json
 from simclr_cifar.step import TrainState
@@ -40,28 +40,35 @@ class Evaluation:
 
 
 def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str, Dataset]) -> Callable:
-    """Returns (state, names of splits) -> Evaluation, on every image of the splits named.
+    """Returns (state, names of splits, whether it is a run's last) -> Evaluation, on every image of the splits named.
 
     Embeddings are of the averaged weights where there are any, and of an image and its mirror image where the config
     says flip_averaging; a few figures without each are given beside, as '<split>/raw_weights/<metric>' and
-    '<split>/without_flip/<metric>'. 'train' stands for the sample of training images that is as large as the validation
-    split, so that the two compare; 'test' brings the figures of the classes never seen, where there are any.
+    '<split>/without_flip/<metric>', and the last time 'test/features/<metric>', of the features before the head, which
+    the literature compares encoders by. 'train' stands for the sample of training images that is as large as the
+    validation split, so that the two compare; 'test' brings the figures of the classes never seen, where there are any.
 
     Args:
       config: the run's.
       mesh: where the encoder runs.
       splits: as `data.load_splits` returns them.
     """
-    encoders = {flipped: step.compile_encode(config, mesh, flipped) for flipped in (False, True)}
+    of_features = config.copy_and_resolve_references()
+    of_features.representation = 'features'
+    encode, encode_features = (step.compile_encode(which, mesh) for which in (config, of_features))
+    averaged = _flip_averaged if config.flip_averaging else lambda embed: embed
 
-    def evaluate(state: TrainState, names: Iterable[str]) -> Evaluation:
-        weights, flipped = state.average or state.variables, config.flip_averaging
-        embed = _embedder(config, mesh, splits, encoders[flipped], weights)
-        others = {}
+    def evaluate(state: TrainState, names: Iterable[str], last: bool = False) -> Evaluation:
+        weights = state.average or state.variables
+        one_view = _embedder(config, mesh, splits, encode, weights)
+        embed, others = averaged(one_view), {}
         if state.average:
-            others['raw_weights'] = _embedder(config, mesh, splits, encoders[flipped], state.variables)
-        if flipped:
-            others['without_flip'] = _embedder(config, mesh, splits, encoders[False], weights)
+            others['raw_weights'] = averaged(_embedder(config, mesh, splits, encode, state.variables))
+        if config.flip_averaging:
+            others['without_flip'] = one_view
+        others_of_test = dict(others)
+        if last and config.representation != 'features':
+            others_of_test['features'] = averaged(_embedder(config, mesh, splits, encode_features, weights))
 
         evaluation = Evaluation()
         for name in names:
@@ -71,7 +78,7 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
                 _record(evaluation, name, figures, queries, sample.labels)
             else:
                 _evaluate_split(evaluation, name, splits, embed, config.temperature)
-                for kind, embed_otherwise in others.items():
+                for kind, embed_otherwise in (others_of_test if name == 'test' else others).items():
                     figures = _beside(splits[name], splits['train'], embed_otherwise(name), embed_otherwise('train'))
                     evaluation.figures |= {f'{name}/{kind}/{metric}': value for metric, value in figures.items()}
         if 'test' in names and 'unseen' in splits:
@@ -82,16 +89,25 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
 
 
 def _embedder(config, mesh, splits, encode, variables) -> Callable:
-    """Returns (name of a split) -> its embeddings, float32 [N, D], computed once."""
+    """Returns (name of a split, whether of the mirror images) -> embeddings, float32 [N, D], computed once."""
     variables = parallel.replicate(variables, mesh)
 
     @functools.cache
-    def embed(split):
+    def embed(split, mirrored=False):
+        images = splits[split].images
         return parallel.in_padded_batches(
-            lambda images: encode(variables, images), splits[split].images, config.eval_batch_size, mesh
+            lambda images: encode(variables, images),
+            images[:, :, ::-1] if mirrored else images,
+            config.eval_batch_size,
+            mesh,
         )
 
     return embed
+
+
+def _flip_averaged(embed) -> Callable:
+    """Returns (name of a split) -> the means of its images' embeddings and their mirror images', of norm 1."""
+    return functools.cache(lambda split: np.asarray(models.unit(embed(split) + embed(split, mirrored=True))))
 
 
 def make_monitor(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str, Dataset]) -> Callable:
@@ -100,7 +116,7 @@ def make_monitor(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str
     They are 'monitor/knn_accuracy_k200' and 'monitor/linear_probe_accuracy', with the sample of training images, as
     large as the validation split, in place of all of them, and of the weights as they are, of one view.
     """
-    encode = step.compile_encode(config, mesh, flip_averaging=False)
+    encode = step.compile_encode(config, mesh)
 
     def monitor(state: TrainState) -> dict[str, float]:
         embed = _embedder(config, mesh, splits, encode, state.variables)

@@ -167,7 +167,7 @@ def _evaluate() -> int:
     with run.locked():
         mesh = parallel.make_mesh(config.groups_per_batch)
         evaluation = evaluate.make_evaluate(config, mesh, splits)(
-            state, ['train', 'validation', 'test'] if 'validation' in splits else ['test']
+            state, ['train', 'validation', 'test'] if 'validation' in splits else ['test'], last=True
         )
         evaluate.save(run, epoch, evaluation, splits['train'].class_names)
         if _CHECKPOINT.value is None:

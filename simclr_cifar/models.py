@@ -159,23 +159,15 @@ def unit(vectors: jax.Array) -> jax.Array:
     return vectors * lax.rsqrt(jnp.maximum(jnp.sum(vectors**2, axis=-1, keepdims=True), 1e-24))
 
 
-def encode(model: Model, variables: dict, images: jax.Array, flip_averaging: bool = False) -> jax.Array:
+def encode(model: Model, variables: dict, images: jax.Array) -> jax.Array:
     """Returns the unit-norm representations of images.
 
     Args:
       model: as `make_model` returns it.
       variables: 'params' and 'batch_stats'.
       images: uint8 [B, H, W, C].
-      flip_averaging: whether an image's is the mean of its own and its mirror image's.
 
     Returns:
       float32 [B, D], of norm 1 (0 where the model's output is 0).
     """
-    images = to_float(images)
-
-    def representation(images):
-        return unit(model.apply(variables, images, method='represent'))
-
-    if not flip_averaging:
-        return representation(images)
-    return unit(representation(images) + representation(images[:, :, ::-1]))
+    return unit(model.apply(variables, to_float(images), method='represent'))

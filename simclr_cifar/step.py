@@ -175,11 +175,11 @@ def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     return parallel.pmapped(side_by_side if parallel.is_cpu(mesh) else vectorised, mesh, donate_argnums=(0,))
 
 
-def compile_encode(config: ml_collections.ConfigDict, mesh: Mesh, flip_averaging: bool) -> Callable:
+def compile_encode(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     """Returns (variables, images uint8 [B, H, W, C]) -> unit-norm float32 [B, D], compiled, B divided over the mesh."""
     model = models.make_model(config)
     return parallel.pmapped(
-        lambda variables, images: models.encode(model, variables, images, flip_averaging),
+        lambda variables, images: models.encode(model, variables, images),
         mesh,
         in_specs=(parallel.REPLICATED, parallel.SPLIT),
         out_specs=parallel.SPLIT,

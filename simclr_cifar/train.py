@@ -60,11 +60,11 @@ def train(
         if epoch:
             print(f'Going on from epoch {epoch} of {config.num_epochs} in {run.path}', flush=True)
 
-    def evaluate_run(run, epoch, state, names):
+    def evaluate_run(run, epoch, state, names, last):
         # Those that a killed process finished are not computed again.
         missing = [name for name in names if epoch not in run.evaluated_epochs(name)]
         if missing:
-            evaluation = evaluate_state(state, missing)
+            evaluation = evaluate_state(state, missing, last)
             evaluate.save(run, epoch, evaluation, class_names)
             log.evaluation(run, epoch, evaluation.figures)
 
@@ -80,7 +80,8 @@ def train(
             stack.enter_context(resource)
         if epoch in milestones:  # Killed between the checkpoint and its figures.
             for run, state in zip(folders, states, strict=True):
-                evaluate_run(run, epoch, state, scored_last if epoch == config.num_epochs else scored)
+                last = epoch == config.num_epochs
+                evaluate_run(run, epoch, state, scored_last if last else scored, last)
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         stacked, seeds = parallel.replicate((stacked, np.array(list(runs), np.int32)), mesh)
         images = parallel.replicate(splits['train'].images, mesh)
@@ -113,7 +114,7 @@ def train(
                         saver.save(epoch, state)
                 if last or epoch in milestones:
                     for run, state in zip(folders, states, strict=True):
-                        evaluate_run(run, epoch, state, scored_last if last else scored)
+                        evaluate_run(run, epoch, state, scored_last if last else scored, last)
             if out_of_time:
                 break
         for saver in savers:
@@ -125,7 +126,7 @@ def train(
                 chosen[seed] = _choose(run, epoch, milestones)
                 if chosen[seed] != epoch:
                     state = checkpoint.restore(run.checkpoints, chosen[seed], state)
-                    evaluate_run(run, chosen[seed], state, ['test'])
+                    evaluate_run(run, chosen[seed], state, ['test'], last=True)
     if epoch < config.num_epochs:
         print(f'Stopped by max_seconds after epoch {epoch} of {config.num_epochs}; the same command goes on')
     return {seed: write_final_figures(run, chosen[seed], epoch) for seed, run in runs.items()}

@@ -126,6 +126,28 @@ def test_splits_of_a_config(small_cifar10, cache_dir):
         data.load_splits(config, small_cifar10, cache_dir)
 
 
+def test_training_images_stand_in_for_test_images_that_are_not_read(small_cifar10, cache_dir, monkeypatch):
+    config = config_lib.defaults()
+    config.update(classes='truck,cat', validation_fraction=0.1, test_fraction=0.2)
+    own = data.load('cifar10', 'train', small_cifar10, cache_dir)
+    load = data.load
+
+    def load_training(name, split, *where):
+        assert split == 'train'
+        return load(name, split, *where)
+
+    monkeypatch.setattr(data, 'load', load_training)
+    splits = data.load_splits(config, small_cifar10, cache_dir)
+    assert {name: len(split.labels) for name, split in splits.items()} == {
+        **{'train': 72, 'validation': 8, 'train_sample': 8},
+        **{'test': 20, 'unseen': 80},
+    }
+    images = [image.tobytes() for name in ('train', 'validation', 'test', 'unseen') for image in splits[name].images]
+    assert len(set(images)) == len(images)
+    assert set(images) <= {image.tobytes() for image in own.images}
+    assert splits['train'].description.endswith('Of the training images 20% stand in for the test images.')
+
+
 def test_a_class_has_the_same_validation_images_in_every_subset_and_seed(small_cifar10, cache_dir):
     def cats(**fields):
         config = config_lib.defaults()

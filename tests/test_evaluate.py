@@ -111,12 +111,13 @@ def test_embeddings_otherwise_are_those_of_raw_weights_and_of_one_view(splits, m
         ('raw_weights/', raw, True),
         ('without_flip/', averaged, False),
     ):
-        embeddings = {
-            name: np.asarray(
-                models.encode(models.make_model(config), variables, splits[name].images, flipped), np.float64
+        embeddings = {}
+        for name in ('train', 'validation'):
+            views = [splits[name].images, splits[name].images[:, :, ::-1]][: 1 + flipped]
+            total = sum(
+                np.asarray(models.encode(models.make_model(config), variables, view), np.float64) for view in views
             )
-            for name in ('train', 'validation')
-        }
+            embeddings[name] = total / np.linalg.norm(total, axis=1, keepdims=True)
         labels, validation = splits['validation'].labels, embeddings['validation']
         expected = {
             'knn_accuracy_k7': np.mean(vote_of_7(validation, embeddings['train'], splits['train'].labels) == labels),
@@ -127,6 +128,24 @@ def test_embeddings_otherwise_are_those_of_raw_weights_and_of_one_view(splits, m
             assert figures[f'validation/{kind}{name}'] == pytest.approx(value, abs=1e-6), (kind, name)
     assert figures['validation/precision_at_10'] != figures['validation/raw_weights/precision_at_10']
     assert figures['validation/precision_at_10'] != figures['validation/without_flip/precision_at_10']
+
+
+def test_the_last_time_features_before_the_head_are_scored_on_test_images(splits, monkeypatch):
+    monkeypatch.setattr(metrics, 'KNN_K', 7)
+    config = config_lib.defaults()
+    config.update(channels=(8,), embedding_dim=3, flip_averaging=True)
+    state = step.init_state(config, splits['train'].images, 0)
+    evaluate_state = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)
+    assert not [name for name in evaluate_state(state, ['test']).figures if '/features/' in name]
+    figures = evaluate_state(state, ['validation', 'test'], last=True).figures
+    assert {name.partition('/')[0] for name in figures if '/features/' in name} == {'test'}
+
+    config.representation = 'features'
+    of_features = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)(state, ['test'], last=True).figures
+    assert not [name for name in of_features if '/features/' in name]
+    for name in ('knn_accuracy_k7', 'linear_probe_accuracy', 'pair_accuracy'):
+        assert figures[f'test/features/{name}'] == pytest.approx(of_features[f'test/{name}'], abs=1e-6)
+    assert figures['test/features/pair_accuracy'] != figures['test/pair_accuracy']
 
 
 def test_the_monitor_watches_validation_images_by_a_sample_of_training_images(splits, monkeypatch):

@@ -11,7 +11,7 @@ from simclr_cifar import encoders, models, parallel
 from tests.test_convolutions import convolve_by_loops
 
 pytestmark = pytest.mark.usefixtures('convolutions_by_definition')
-encode = jax.jit(models.encode, static_argnames=('model', 'flip_averaging'))
+encode = jax.jit(models.encode, static_argnames='model')
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
 
 
@@ -238,16 +238,6 @@ def test_an_image_s_embedding_does_not_depend_on_the_others(fields, number):
     together = encode(model, variables, IMAGES)[:number]
     alone = np.concatenate([encode(model, variables, IMAGES[i : i + 1]) for i in range(number)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-
-
-def test_flip_averaging_is_the_mean_of_an_image_and_its_mirror_image():
-    model, variables = model_and_variables(channels=(4, 6))
-    own, mirrored = (encode(model, variables, images) for images in (IMAGES, IMAGES[:, :, ::-1]))
-    expected = (own + mirrored) / np.linalg.norm(own + mirrored, axis=1, keepdims=True)
-    both = encode(model, variables, IMAGES, flip_averaging=True)
-    np.testing.assert_allclose(both, expected, atol=1e-6)
-    np.testing.assert_allclose(encode(model, variables, IMAGES[:, :, ::-1], flip_averaging=True), both, atol=1e-6)
-    assert np.abs(both - own).max() > 1e-3
 
 
 @pytest.mark.parametrize('encoder', ['average_pooling_cnn', 'resnet18', 'whitened_cnn'])
