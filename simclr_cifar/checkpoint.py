@@ -16,6 +16,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
 
 from simclr_cifar.config import InputError
+from simclr_cifar.files import RunFolder, write_arrays
 from simclr_cifar.step import TrainState
 
 
@@ -52,14 +53,7 @@ def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState
         logging.disable(logging.NOTSET)
     if not intact:
         raise CheckpointDamaged(f'{path}: the checkpoint is damaged; use another epoch')
-    expected = _shapes(flax.serialization.to_state_dict(like))
-    found = _shapes(saved)
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise InputError(
-                f'{path}: a checkpoint of another architecture ({name} is {found.get(name, "absent")}, the config '
-                f'makes it {expected.get(name, "absent")}); use the config that it was trained with'
-            )
+    _require_same_shapes(path, saved, flax.serialization.to_state_dict(like))
     return flax.serialization.from_state_dict(like, saved)
 
 
@@ -87,6 +81,43 @@ def restore_latest(directories: Sequence[pathlib.Path], likes: Sequence[TrainSta
         if len(states) == len(directories):
             return epoch, states
     return 0, list(likes)
+
+
+def save_weights(run: RunFolder, epoch: int, state: TrainState) -> None:
+    """Writes weights.npz: what an encoder is used with, and nothing that only training needs.
+
+    It holds the model's variables, averaged where averages are kept, by their path, as 'params/head/Dense_0/kernel',
+    and 'epoch', the one that they are of.
+    """
+    flat = flax.traverse_util.flatten_dict(state.average or state.variables, sep='/')
+    write_arrays(run.weights, {'epoch': np.int32(epoch)} | {name: np.asarray(leaf) for name, leaf in flat.items()})
+
+
+def read_weights(run: RunFolder, like: TrainState) -> TrainState:
+    """Returns the variables that `save_weights` wrote, in a state that can be evaluated, not trained.
+
+    Args:
+      run: with weights.npz.
+      like: a state of the same config.
+
+    Raises:
+      InputError: weights.npz is missing, unreadable or of another architecture.
+    """
+    arrays = run.read_weights()
+    del arrays['epoch']
+    variables = flax.traverse_util.unflatten_dict(arrays, sep='/')
+    _require_same_shapes(run.weights, variables, like.variables)
+    return like.replace(variables=variables, average={})
+
+
+def _require_same_shapes(path: pathlib.Path, found: dict, expected: dict) -> None:
+    found, expected = _shapes(found), _shapes(expected)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f'{path}: of another architecture ({name} is {found.get(name, "absent")}, the config '
+                f'makes it {expected.get(name, "absent")}); use the config that it was trained with'
+            )
 
 
 def _move_aside(directory: pathlib.Path, epoch: int) -> pathlib.Path:

@@ -40,13 +40,13 @@ class Evaluation:
 
 
 def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str, Dataset]) -> Callable:
-    """Returns (state, names of splits, whether it is a run's last) -> Evaluation, on every image of the splits named.
+    """Returns (state, names of splits) -> Evaluation, on every image of the splits named.
 
     Embeddings are of the averaged weights where there are any, and of an image and its mirror image where the config
     says flip_averaging; a few figures without each are given beside, as '<split>/raw_weights/<metric>' and
-    '<split>/without_flip/<metric>', and the last time 'test/features/<metric>', of the features before the head, which
-    the literature compares encoders by. 'train' stands for the sample of training images that is as large as the
-    validation split, so that the two compare; 'test' brings the figures of the classes never seen, where there are any.
+    '<split>/without_flip/<metric>', and as 'test/features/<metric>' those of the features before the head, which the
+    literature compares encoders by. 'train' stands for the sample of training images that is as large as the validation
+    split, so that the two compare; 'test' brings the figures of the classes never seen, where there are any.
 
     Args:
       config: the run's.
@@ -58,7 +58,7 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
     encode, encode_features = (step.compile_encode(which, mesh) for which in (config, of_features))
     averaged = _flip_averaged if config.flip_averaging else lambda embed: embed
 
-    def evaluate(state: TrainState, names: Iterable[str], last: bool = False) -> Evaluation:
+    def evaluate(state: TrainState, names: Iterable[str]) -> Evaluation:
         weights = state.average or state.variables
         one_view = _embedder(config, mesh, splits, encode, weights)
         embed, others = averaged(one_view), {}
@@ -67,7 +67,7 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
         if config.flip_averaging:
             others['without_flip'] = one_view
         others_of_test = dict(others)
-        if last and config.representation != 'features':
+        if config.representation != 'features':
             others_of_test['features'] = averaged(_embedder(config, mesh, splits, encode_features, weights))
 
         evaluation = Evaluation()

@@ -96,7 +96,7 @@ class RunFolder(Folder):
     """The folder of one run.
 
     Attributes:
-      history, metrics, report, augmentation: its files, of these names.
+      history, metrics, report, augmentation, weights: its files, of these names.
       checkpoints, figures, tensorboard: its folders.
     """
 
@@ -109,6 +109,7 @@ class RunFolder(Folder):
         self.figures = self.path / 'figures'
         self.tensorboard = self.path / 'tensorboard'
         self.augmentation = self.path / 'augmentation.npz'
+        self.weights = self.path / 'weights.npz'
 
     def evaluation(self, epoch: int) -> pathlib.Path:
         """Returns the folder of an epoch's evaluation."""
@@ -145,6 +146,14 @@ class RunFolder(Folder):
         if not self.augmentation.exists():
             return None
         return self._read_packed(self.augmentation, 'delete it')['images']
+
+    def read_weights(self) -> dict[str, np.ndarray]:
+        """Returns the arrays of weights.npz, as `checkpoint.save_weights` wrote them.
+
+        Raises:
+          InputError: it is missing or unreadable.
+        """
+        return self._read_packed(self.weights, 'train again, or get it again')
 
     def _read_packed(self, path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
         try:

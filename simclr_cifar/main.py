@@ -154,6 +154,9 @@ def _evaluate() -> int:
     from simclr_cifar import checkpoint, data, evaluate, parallel, report, step, train
 
     epochs = checkpoint.saved_epochs(run.checkpoints)
+    weights_alone = not epochs and run.weights.exists()
+    if weights_alone:
+        epochs = [int(run.read_weights()['epoch'])]
     if not epochs:
         raise InputError(f'--workdir={run.path}: holds no checkpoint yet; train first')
     final = run.read_json(run.metrics) if run.metrics.exists() else {}
@@ -163,11 +166,11 @@ def _evaluate() -> int:
         raise InputError(f'--checkpoint={epoch}: no checkpoint of that epoch; there are {", ".join(map(str, epochs))}')
     splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
     like = step.init_state(config, splits['train'].images, config.seed)
-    state = checkpoint.restore(run.checkpoints, epoch, like)
+    state = checkpoint.read_weights(run, like) if weights_alone else checkpoint.restore(run.checkpoints, epoch, like)
     with run.locked():
         mesh = parallel.make_mesh(config.groups_per_batch)
         evaluation = evaluate.make_evaluate(config, mesh, splits)(
-            state, ['train', 'validation', 'test'] if 'validation' in splits else ['test'], last=True
+            state, ['train', 'validation', 'test'] if 'validation' in splits else ['test']
         )
         evaluate.save(run, epoch, evaluation, splits['train'].class_names)
         if _CHECKPOINT.value is None:

@@ -60,11 +60,11 @@ def train(
         if epoch:
             print(f'Going on from epoch {epoch} of {config.num_epochs} in {run.path}', flush=True)
 
-    def evaluate_run(run, epoch, state, names, last):
+    def evaluate_run(run, epoch, state, names):
         # Those that a killed process finished are not computed again.
         missing = [name for name in names if epoch not in run.evaluated_epochs(name)]
         if missing:
-            evaluation = evaluate_state(state, missing, last)
+            evaluation = evaluate_state(state, missing)
             evaluate.save(run, epoch, evaluation, class_names)
             log.evaluation(run, epoch, evaluation.figures)
 
@@ -80,8 +80,7 @@ def train(
             stack.enter_context(resource)
         if epoch in milestones:  # Killed between the checkpoint and its figures.
             for run, state in zip(folders, states, strict=True):
-                last = epoch == config.num_epochs
-                evaluate_run(run, epoch, state, scored_last if last else scored, last)
+                evaluate_run(run, epoch, state, scored_last if epoch == config.num_epochs else scored)
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         stacked, seeds = parallel.replicate((stacked, np.array(list(runs), np.int32)), mesh)
         images = parallel.replicate(splits['train'].images, mesh)
@@ -114,19 +113,20 @@ def train(
                         saver.save(epoch, state)
                 if last or epoch in milestones:
                     for run, state in zip(folders, states, strict=True):
-                        evaluate_run(run, epoch, state, scored_last if last else scored, last)
+                        evaluate_run(run, epoch, state, scored_last if last else scored)
             if out_of_time:
                 break
         for saver in savers:
             saver.wait()
 
         chosen = dict.fromkeys(runs, epoch)
-        if 'validation' in splits:
-            for (seed, run), state in zip(runs.items(), states, strict=True):
+        for (seed, run), state in zip(runs.items(), states, strict=True):
+            if 'validation' in splits:
                 chosen[seed] = _choose(run, epoch, milestones)
-                if chosen[seed] != epoch:
-                    state = checkpoint.restore(run.checkpoints, chosen[seed], state)
-                    evaluate_run(run, chosen[seed], state, ['test'], last=True)
+            if chosen[seed] != epoch:
+                state = checkpoint.restore(run.checkpoints, chosen[seed], state)
+                evaluate_run(run, chosen[seed], state, ['test'])
+            checkpoint.save_weights(run, chosen[seed], state)
     if epoch < config.num_epochs:
         print(f'Stopped by max_seconds after epoch {epoch} of {config.num_epochs}; the same command goes on')
     return {seed: write_final_figures(run, chosen[seed], epoch) for seed, run in runs.items()}

@@ -130,18 +130,17 @@ def test_embeddings_otherwise_are_those_of_raw_weights_and_of_one_view(splits, m
     assert figures['validation/precision_at_10'] != figures['validation/without_flip/precision_at_10']
 
 
-def test_the_last_time_features_before_the_head_are_scored_on_test_images(splits, monkeypatch):
+def test_features_before_the_head_are_scored_on_test_images(splits, monkeypatch):
     monkeypatch.setattr(metrics, 'KNN_K', 7)
     config = config_lib.defaults()
     config.update(channels=(8,), embedding_dim=3, flip_averaging=True)
     state = step.init_state(config, splits['train'].images, 0)
     evaluate_state = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)
-    assert not [name for name in evaluate_state(state, ['test']).figures if '/features/' in name]
-    figures = evaluate_state(state, ['validation', 'test'], last=True).figures
+    figures = evaluate_state(state, ['validation', 'test']).figures
     assert {name.partition('/')[0] for name in figures if '/features/' in name} == {'test'}
 
     config.representation = 'features'
-    of_features = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)(state, ['test'], last=True).figures
+    of_features = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)(state, ['test']).figures
     assert not [name for name in of_features if '/features/' in name]
     for name in ('knn_accuracy_k7', 'linear_probe_accuracy', 'pair_accuracy'):
         assert figures[f'test/features/{name}'] == pytest.approx(of_features[f'test/{name}'], abs=1e-6)

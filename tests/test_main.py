@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_cifar10_from_start_to_report(small_cifar10, tmp_path):
     assert '<title>3 classes of cifar10</title>' in page
     names = {path.name for path in workdir.iterdir() if not path.name.startswith('.')}
     assert names == {
-        *('config.json', 'history.csv', 'metrics.json', 'report.html'),
+        *('config.json', 'history.csv', 'metrics.json', 'report.html', 'weights.npz'),
         *('checkpoints', 'eval', 'figures', 'tensorboard'),
     }
 
@@ -234,6 +235,25 @@ def test_eval_without_a_checkpoint_or_of_another_epoch_is_refused(finished, tmp_
     assert_refused(run('--mode=eval', f'--workdir={finished}', '--checkpoint=1'), '--checkpoint=1', 'there are 2, 3, 4')
     (tmp_path / 'config.json').write_bytes((finished / 'config.json').read_bytes())
     assert_refused(run('--mode=eval', f'--workdir={tmp_path}'), 'holds no checkpoint')
+
+
+def test_weights_alone_are_evaluated_as_the_run_that_they_are_of(finished, tmp_path):
+    for name in ('config.json', 'history.csv', 'weights.npz'):
+        shutil.copy(finished / name, tmp_path)
+    result = run('--mode=eval', f'--workdir={tmp_path}')
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == json.loads((finished / 'metrics.json').read_text())
+    assert '<svg' in (tmp_path / 'report.html').read_text()
+    assert_refused(run('--mode=eval', f'--workdir={tmp_path}', '--checkpoint=2'), 'there are 4')
+
+    whole = (tmp_path / 'weights.npz').read_bytes()
+    (tmp_path / 'weights.npz').write_bytes(whole[: len(whole) // 2])
+    assert_refused(run('--mode=eval', f'--workdir={tmp_path}'), 'weights.npz is missing or unreadable', 'get it again')
+    (tmp_path / 'weights.npz').write_bytes(whole)
+    described = json.loads((tmp_path / 'config.json').read_text())
+    described['config']['embedding_dim'] = 16
+    (tmp_path / 'config.json').write_text(json.dumps(described))
+    assert_refused(run('--mode=eval', f'--workdir={tmp_path}'), 'weights.npz', 'another architecture')
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):

@@ -80,6 +80,8 @@ def test_what_a_run_leaves(uninterrupted):
         *('precision_at_1', 'precision_at_10', 'r_precision', 'map_at_r', *(f'recall_at_{k}' for k in (1, 2, 4, 8))),
         *('pair_accuracy', 'pair_loss', 'knn_accuracy_k200', 'linear_probe_accuracy', 'nmi', 'ami'),
         *('alignment', 'uniformity', 'effective_rank'),
+        *('features/knn_accuracy_k200', 'features/linear_probe_accuracy'),
+        *('features/pair_accuracy', 'features/precision_at_10'),
     }
     assert run.evaluated_epochs('test') == [2, 4, 6]
     assert checkpoint.saved_epochs(run.checkpoints) == [2, 4, 5, 6]
