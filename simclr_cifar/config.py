@@ -49,10 +49,11 @@ def defaults() -> ml_collections.ConfigDict:
     config.representation = 'embedding'  # what is compared after training; or the 'features' before the head
 
     # Objective.
-    config.objective = 'anchor_positive'  # or 'sup_con', 'nt_xent', 'siglip'
+    config.objective = 'anchor_positive'  # or 'sup_con', 'nt_xent', 'siglip', 'simplex'
     config.negatives = 'group'  # of 'anchor_positive'; 'group': the other classes of it; 'batch': of the global batch
     config.temperature = 0.2
     config.logit_bias = -10.0  # of 'siglip'
+    config.label_smoothing = 0.0  # of 'simplex'
 
     # Optimiser.
     config.optimizer = 'adam'  # or 'sgd', 'lars', 'muon'
@@ -112,6 +113,7 @@ _LIMITS = {  # field: lowest and highest value; a tuple's elements each
     'batch_norm_momentum': (0.0, 1.0),
     'temperature': (_ABOVE_ZERO, 1e30),
     'logit_bias': (-1e30, 1e30),
+    'label_smoothing': (0.0, 1.0),
     'learning_rate': (_ABOVE_ZERO, 1e30),
     'warmup_share': (0.0, 1.0),
     'final_learning_rate_share': (0.0, 1.0),
@@ -132,7 +134,7 @@ _CHOICES = {
     'pairs': ('class', 'views', 'class_views'),
     'compute_dtype': ('float32', 'bfloat16'),
     'representation': ('embedding', 'features'),
-    'objective': ('anchor_positive', 'sup_con', 'nt_xent', 'siglip'),
+    'objective': ('anchor_positive', 'sup_con', 'nt_xent', 'siglip', 'simplex'),
     'negatives': ('group', 'batch'),
     'optimizer': ('adam', 'sgd', 'lars', 'muon'),
     'schedule': ('constant', 'linear', 'cosine', 'one_cycle'),
@@ -196,6 +198,10 @@ def _validate_pairs(config: ml_collections.ConfigDict) -> None:
     if config.pairs == 'views' and config.objective == 'anchor_positive' and config.negatives == 'group':
         raise InputError(
             "--config.negatives=group: a group of 'views' is one pair and has no negatives; choose 'batch'"
+        )
+    if config.pairs == 'views' and config.objective == 'simplex':
+        raise InputError(
+            "--config.objective=simplex: 'views' tell it no classes; choose another, or --config.pairs=class"
         )
 
 

@@ -123,7 +123,7 @@ class WhitenedCNN(nn.Module):
     @property
     def smallest_side(self) -> int:
         """Of images, in pixels: one place is left after the last stage."""
-        return _PATCH + _PATCH_STRIDE * (2 ** (len(self.channels) - 1) - 1)
+        return _PATCH_STRIDE * 2 ** (len(self.channels) - 1)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -152,7 +152,9 @@ def _max_pool(inputs):
 
 
 def _patches(images):
-    """[B, H, W, C] -> [B, h, w, _PATCH**2 * C], _PATCH_STRIDE apart, those inside the image."""
+    """[B, H, W, C] -> [B, H // 2, W // 2, _PATCH**2 * C], _PATCH_STRIDE apart, of images with a mirrored border."""
+    border = (_PATCH - _PATCH_STRIDE) // 2
+    images = jnp.pad(images, ((0, 0), (border, border), (border, border), (0, 0)), mode='reflect')
     height, width = ((side - _PATCH) // _PATCH_STRIDE + 1 for side in images.shape[1:3])
     return jnp.concatenate(
         [

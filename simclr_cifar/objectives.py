@@ -15,9 +15,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax import lax
 
 from simclr_cifar import pieces
+from simclr_cifar.config import InputError
 
 # Of a batch at once: 64 MB.
 _LARGEST_LOGITS = 2**24
@@ -179,6 +181,45 @@ def siglip(
     return _mean_over_anchors(of_some, (anchors, labels), len(positives))
 
 
+def simplex(
+    anchors: jax.Array, positives: jax.Array, labels: jax.Array, temperature: float, label_smoothing: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax cross-entropy of every embedding finding its class among fixed directions, a regular simplex's vertices.
+
+    Class c's vertex v_c, of C, is 1 - 1/C in dimension c and -1/C in the others of the first C, then of norm 1: any two
+    are equally far apart, as far as C directions can be. With logits[c] = <z, v_c> / temperature the loss is the
+    mean over all embeddings of the cross-entropy with targets of label_smoothing / C for every class and
+    1 - label_smoothing more for the own. The accuracy is how often the own class has the largest logit.
+
+    It is the normalised softmax (Zhai & Wu, 2018, "Classification is a Strong Baseline for Deep Metric Learning") with
+    class vectors that need no training, as the layer before them can turn its outputs any way (Pernici et al., 2019,
+    "Fix Your Features: Stationary and Maximally Discriminative Embeddings using Regular Polytope (Fixed Classifier)
+    Networks"; Zhu et al., 2021, "A Geometric Analysis of Neural Collapse with Unconstrained Features").
+
+    Args:
+      anchors: float [G, C, D], unit norm, D at least C.
+      positives: float [G, C, D], unit norm.
+      labels: int [G, C], of anchors[g, c] and of positives[g, c], each in [0, C).
+      temperature: above 0.
+      label_smoothing: from 0 to 1.
+
+    Returns:
+      (loss, accuracy): float32 scalars, of this replica's embeddings.
+    """
+    num_classes, dimensions = anchors.shape[1:]
+    pair = _flat(anchors, positives)
+    embeddings, labels = jnp.concatenate(pair), jnp.tile(labels.reshape(-1), 2)
+    vertices = np.eye(num_classes, dimensions)
+    vertices[:, :num_classes] -= 1 / num_classes
+    vertices *= math.sqrt(num_classes / (num_classes - 1))
+    logits = _similarities('ae,ce->ac', embeddings, vertices) / temperature
+    losses, right = _cross_entropy(logits, labels)
+    # Of targets that are all alike: the mean over classes.
+    evenly = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+    losses = (1 - label_smoothing) * losses + label_smoothing * evenly
+    return jnp.mean(losses), jnp.mean(right.astype(jnp.float32))
+
+
 def _similarities(subscripts, embeddings, others):
     embeddings, others = embeddings.astype(jnp.float32), others.astype(jnp.float32)
     return jnp.einsum(subscripts, embeddings, others, precision=lax.Precision.HIGHEST)
@@ -217,12 +258,27 @@ def make_objective(config: ml_collections.ConfigDict, axis_name: str | None = No
     """Returns the config's objective as (anchors, positives, labels) -> (loss, accuracy)."""
     if config.objective == 'nt_xent':
         return lambda anchors, positives, labels: nt_xent(anchors, positives, config.temperature, axis_name)
+    if config.objective == 'simplex':
+        return lambda *batch: simplex(*batch, config.temperature, config.label_smoothing)
     objective, arguments = {
         'anchor_positive': (anchor_positive, (config.temperature, config.negatives)),
         'sup_con': (sup_con, (config.temperature,)),
         'siglip': (siglip, (config.temperature, config.logit_bias)),
     }[config.objective]
     return lambda *batch: objective(*batch, *arguments, axis_name=axis_name)
+
+
+def require_fit(config: ml_collections.ConfigDict, num_classes: int) -> None:
+    """Checks that the config's embeddings have room for its objective.
+
+    Raises:
+      InputError: they have not.
+    """
+    if config.objective == 'simplex' and config.embedding_dim < num_classes:
+        raise InputError(
+            f'--config.embedding_dim={config.embedding_dim}: the simplex of {num_classes} classes needs as many '
+            f'dimensions; make it {num_classes} or more'
+        )
 
 
 def chance(config: ml_collections.ConfigDict, num_classes: int) -> tuple[float, float]:
@@ -237,6 +293,8 @@ def chance(config: ml_collections.ConfigDict, num_classes: int) -> tuple[float, 
     if config.objective == 'anchor_positive':
         competing = num_classes if config.negatives == 'group' else 1 + pairs - of_class
         return math.log(competing), 1 / competing
+    if config.objective == 'simplex':
+        return math.log(num_classes), 1 / num_classes
     if config.objective == 'siglip':
         logit = 1 / config.temperature + config.logit_bias
         return of_class * _softplus(-logit) + (pairs - of_class) * _softplus(logit), of_class / pairs

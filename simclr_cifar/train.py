@@ -136,8 +136,10 @@ def require_trainable(config: ml_collections.ConfigDict, training: Dataset) -> N
     """Checks that the config can be trained on these images.
 
     Raises:
-      InputError: what it names there is not, or the images are too small, or too few for batches without replacement.
+      InputError: what it names there is not, the embeddings or images are too small, or too few for batches without
+        replacement.
     """
+    objectives.require_fit(config, len(training.class_names))
     models.require_fit(config, training.images.shape[1:])
     augment.require_fit(config, training.images.shape[1:])
     if not config.with_replacement:

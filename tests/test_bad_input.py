@@ -48,7 +48,10 @@ STUDY = ['--mode=study', '--config=configs/study.py', '--config.dataset=digits']
         ([SMOKE, '--config.temperature=nan'], '--config.temperature'),
         ([SMOKE, '--config.temperature=inf'], '--config.temperature'),
         ([SMOKE, '--config.encoder=cnn'], '--config.encoder=cnn: unknown encoder'),
-        ([SMOKE, '--config.encoder=whitened_cnn', '--config.channels=(8,8,8,8,8)'], 'needs images of 34 pixels a side'),
+        (
+            [SMOKE, '--config.encoder=whitened_cnn', '--config.channels=(8,8,8,8,8,8)'],
+            'needs images of 64 pixels a side',
+        ),
         ([SMOKE, '--config.objective=triplet'], '--config.objective=triplet: must be one of'),
         ([SMOKE, '--config.optimizer=adagrad'], '--config.optimizer=adagrad: must be one of'),
         ([SMOKE, '--config.augmentation=flip,flap'], "there is no 'flap'"),
@@ -57,6 +60,11 @@ STUDY = ['--mode=study', '--config=configs/study.py', '--config.dataset=digits']
             [SMOKE, '--config.pairs=views', '--config.augmentation=simclr'],
             "--config.negatives=group: a group of 'views'",
         ),
+        (
+            [SMOKE, '--config.pairs=views', '--config.augmentation=simclr', '--config.objective=simplex'],
+            "'views' tell it no classes",
+        ),
+        ([SMOKE, '--config.objective=simplex'], '--config.embedding_dim=8: the simplex of 10 classes'),
         ([SMOKE, '--config.with_replacement=False'], '250 batches draw 500 images of a class, without replacement'),
         ([SMOKE, '--config.augmentation=pad_and_crop', '--config.crop_padding=32'], '--config.crop_padding=32'),
         ([SMOKE, '--config.monitor_every_epochs=1'], 'set --config.validation_fraction'),

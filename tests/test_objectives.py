@@ -142,6 +142,53 @@ def test_the_pairwise_sigmoid_loss_is_torch_s():
     np.testing.assert_allclose(objective('siglip')(anchors, positives, labels)[0], float(total) / 12, rtol=1e-5)
 
 
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+def test_of_the_simplex_loss_accuracy_and_gradient_equal_the_definition(smoothing):
+    anchors, positives, labels = batch(7, 3, 4, 6)
+    labels[0, 0] = 6 - labels[0, 1:].sum()
+    vertices = np.zeros((4, 6))
+    vertices[:, :4] = np.eye(4) - 1 / 4
+    vertices /= np.linalg.norm(vertices, axis=1, keepdims=True)
+    np.testing.assert_allclose((vertices @ vertices.T)[~np.eye(4, dtype=bool)], -1 / 3)
+
+    def by_definition(pair):
+        losses, right = [], []
+        for place in np.ndindex(pair.shape[:3]):
+            logits = [float(pair[place] @ vertex) / TEMPERATURE for vertex in vertices]
+            label = labels[place[1:]]
+            targets = [(1 - smoothing) * (number == label) + smoothing / 4 for number in range(4)]
+            losses.append(sum(t * (log_sum_exp(logits) - logit) for t, logit in zip(targets, logits, strict=True)))
+            right.append(int(np.argmax(logits)) == label)
+        return np.mean(losses), np.mean(right)
+
+    def own(pair):
+        return objectives.simplex(*pair, labels, TEMPERATURE, smoothing)
+
+    pair = np.stack([anchors, positives])
+    (loss, accuracy), gradient = jax.jit(jax.value_and_grad(own, has_aux=True))(pair)
+    expected_loss, expected_accuracy = by_definition(pair.astype(np.float64))
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    np.testing.assert_allclose(accuracy, expected_accuracy, rtol=1e-6)
+    assert 0 < expected_accuracy < 1
+    for place in [(0, 0, 0, 0), (0, 2, 3, 1), (1, 1, 2, 3), (1, 2, 0, 5)]:
+        step = np.zeros(pair.shape)
+        step[place] = 1e-5
+        numerical = (by_definition(pair + step)[0] - by_definition(pair - step)[0]) / 2e-5
+        np.testing.assert_allclose(gradient[place], numerical, atol=1e-6)
+
+
+def test_the_simplex_is_a_normalised_softmax_of_pytorch_metric_learning():
+    torch = pytest.importorskip('torch')
+    losses = pytest.importorskip('pytorch_metric_learning.losses')
+    anchors, positives, _ = batch(8, 3, 4, 4)
+    labels = np.broadcast_to(np.arange(4), (3, 4))
+    theirs = losses.NormalizedSoftmaxLoss(4, 4, temperature=TEMPERATURE)
+    theirs.W.data = torch.eye(4) - 1 / 4  # It takes their norms away.
+    embeddings = torch.tensor(np.concatenate([anchors.reshape(-1, 4), positives.reshape(-1, 4)]))
+    expected = theirs(embeddings, torch.tensor(np.tile(labels.ravel(), 2)))
+    np.testing.assert_allclose(objective('simplex')(anchors, positives, labels)[0], float(expected.detach()), rtol=1e-5)
+
+
 def test_of_one_pair_a_class_sup_con_is_nt_xent():
     anchors, positives, _ = batch(5, 1, 6, 4)
     labels = np.arange(6)[None]
@@ -244,6 +291,7 @@ def test_sharp_temperatures_stay_finite(kind):
         ({'objective': 'sup_con'}, math.log(23), 5 / 23),
         ({'objective': 'nt_xent'}, math.log(23), 1 / 23),
         ({'objective': 'siglip'}, 3 * math.log1p(math.exp(-3)) + 9 * math.log1p(math.exp(3)), 1 / 4),
+        ({'objective': 'simplex', 'label_smoothing': 0.2}, math.log(4), 1 / 4),
         ({'objective': 'sup_con', 'pairs': 'views'}, math.log(5), 1 / 5),
         ({'negatives': 'batch', 'pairs': 'views'}, math.log(3), 1 / 3),
     ],
@@ -254,7 +302,7 @@ def test_chance_is_of_equal_embeddings(fields, loss, accuracy):
     assert objectives.chance(config, 4) == pytest.approx((loss, accuracy))
     classes = 1 if config.pairs == 'views' else 4
     labels = np.arange(3)[:, None] if config.pairs == 'views' else np.broadcast_to(np.arange(4), (3, 4))
-    embeddings = np.ones((3, classes, 1), np.float32)
+    embeddings = np.ones((3, classes, 4), np.float32) / 2
     np.testing.assert_allclose(objectives.make_objective(config)(embeddings, embeddings, labels)[0], loss, rtol=1e-6)
 
 
