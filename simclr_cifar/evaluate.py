@@ -53,22 +53,18 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
       mesh: where the encoder runs.
       splits: as `data.load_splits` returns them.
     """
-    of_features = config.copy_and_resolve_references()
-    of_features.representation = 'features'
-    encode, encode_features = (step.compile_encode(which, mesh) for which in (config, of_features))
-    averaged = _flip_averaged if config.flip_averaging else lambda embed: embed
+    encode = step.compile_encode(config, mesh)
 
     def evaluate(state: TrainState, names: Iterable[str]) -> Evaluation:
-        weights = state.average or state.variables
-        one_view = _embedder(config, mesh, splits, encode, weights)
-        embed, others = averaged(one_view), {}
+        embed = _embedder(config, mesh, splits, encode, state.average or state.variables)
+        others = {}
         if state.average:
-            others['raw_weights'] = averaged(_embedder(config, mesh, splits, encode, state.variables))
+            others['raw_weights'] = _embedder(config, mesh, splits, encode, state.variables)
         if config.flip_averaging:
-            others['without_flip'] = one_view
+            others['without_flip'] = functools.partial(embed, flip_averaging=False)
         others_of_test = dict(others)
         if config.representation != 'features':
-            others_of_test['features'] = averaged(_embedder(config, mesh, splits, encode_features, weights))
+            others_of_test['features'] = functools.partial(embed, representation='features')
 
         evaluation = Evaluation()
         for name in names:
@@ -89,11 +85,11 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
 
 
 def _embedder(config, mesh, splits, encode, variables) -> Callable:
-    """Returns (name of a split, whether of the mirror images) -> embeddings, float32 [N, D], computed once."""
+    """Returns (name of a split, representation, flip_averaging) -> its embeddings, float32 [N, D], computed once."""
     variables = parallel.replicate(variables, mesh)
 
     @functools.cache
-    def embed(split, mirrored=False):
+    def view(split, mirrored):
         images = splits[split].images
         return parallel.in_padded_batches(
             lambda images: encode(variables, images),
@@ -102,12 +98,14 @@ def _embedder(config, mesh, splits, encode, variables) -> Callable:
             mesh,
         )
 
+    @functools.cache
+    def embed(split, representation=config.representation, flip_averaging=config.flip_averaging):
+        own = view(split, mirrored=False)[representation]
+        if not flip_averaging:
+            return own
+        return np.asarray(models.unit(own + view(split, mirrored=True)[representation]))
+
     return embed
-
-
-def _flip_averaged(embed) -> Callable:
-    """Returns (name of a split) -> the means of its images' embeddings and their mirror images', of norm 1."""
-    return functools.cache(lambda split: np.asarray(models.unit(embed(split) + embed(split, mirrored=True))))
 
 
 def make_monitor(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str, Dataset]) -> Callable:
@@ -119,7 +117,7 @@ def make_monitor(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str
     encode = step.compile_encode(config, mesh)
 
     def monitor(state: TrainState) -> dict[str, float]:
-        embed = _embedder(config, mesh, splits, encode, state.variables)
+        embed = functools.partial(_embedder(config, mesh, splits, encode, state.variables), flip_averaging=False)
         sample = splits['train_sample']
         votes, probed = _classified(splits['validation'], sample, embed('validation'), embed('train_sample'))
         labels = splits['validation'].labels

@@ -50,22 +50,19 @@ class Model(nn.Module):
     Attributes:
       encoder: one of ENCODERS.
       head: from features [B, F] to embeddings [B, D].
-      representation: 'embedding' or 'features', what is compared after training.
     """
 
     encoder: nn.Module
     head: nn.Module
-    representation: str
 
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Returns the embeddings of images, float [B, H, W, C] in [0, 1], before normalisation."""
         return self.head(self.encoder(images, train), train)
 
-    def represent(self, images: jax.Array) -> jax.Array:
-        """Returns the representation of images, float [B, H, W, C] in [0, 1], before normalisation."""
-        if self.representation == 'embedding':
-            return self(images, train=False)
-        return self.encoder(images, train=False)
+    def represent(self, images: jax.Array) -> dict[str, jax.Array]:
+        """Returns the 'features' and the 'embedding' of images, float [B, H, W, C] in [0, 1], before normalisation."""
+        features = self.encoder(images, train=False)
+        return {'features': features, 'embedding': self.head(features, train=False)}
 
 
 ENCODERS = {
@@ -87,7 +84,7 @@ def make_model(config: ml_collections.ConfigDict) -> Model:
     if config.encoder not in ENCODERS:
         raise InputError(f'--config.encoder={config.encoder}: unknown encoder; there are {", ".join(ENCODERS)}')
     head = Head(tuple(config.head_channels), config.embedding_dim, config.head_batch_norm, config.batch_norm_momentum)
-    return Model(ENCODERS[config.encoder](config), head, config.representation)
+    return Model(ENCODERS[config.encoder](config), head)
 
 
 def require_fit(config: ml_collections.ConfigDict, image_shape: tuple[int, ...]) -> None:
@@ -159,8 +156,8 @@ def unit(vectors: jax.Array) -> jax.Array:
     return vectors * lax.rsqrt(jnp.maximum(jnp.sum(vectors**2, axis=-1, keepdims=True), 1e-24))
 
 
-def encode(model: Model, variables: dict, images: jax.Array) -> jax.Array:
-    """Returns the unit-norm representations of images.
+def encode(model: Model, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
+    """Returns the unit-norm representations of images, before the head and after it.
 
     Args:
       model: as `make_model` returns it.
@@ -168,6 +165,6 @@ def encode(model: Model, variables: dict, images: jax.Array) -> jax.Array:
       images: uint8 [B, H, W, C].
 
     Returns:
-      float32 [B, D], of norm 1 (0 where the model's output is 0).
+      'features', float32 [B, F], and 'embedding', float32 [B, D], of norm 1 (0 where the model's output is 0).
     """
-    return unit(model.apply(variables, to_float(images), method='represent'))
+    return jax.tree.map(unit, model.apply(variables, to_float(images), method='represent'))

@@ -42,17 +42,17 @@ def replicate(tree, mesh: Mesh):
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 
-def in_padded_batches(function: Callable, inputs: np.ndarray, batch_size: int, mesh: Mesh) -> np.ndarray:
+def in_padded_batches(function: Callable, inputs: np.ndarray, batch_size: int, mesh: Mesh):
     """Applies a function to every row once, in batches of one shape.
 
     Args:
-      function: what `pmapped` made of (batch [B, ...]) -> [B, ...] with SPLIT in and out.
+      function: what `pmapped` made of (batch [B, ...]) -> a tree of [B, ...] with SPLIT in and out.
       inputs: [N, ...]; the last batch is filled up with copies of the first row, whose results are dropped.
       batch_size: B, rounded up to a multiple of the devices.
       mesh: the function's.
 
     Returns:
-      [N, ...] on the host.
+      The tree, of [N, ...] on the host.
     """
     batch_size = -(-batch_size // mesh.size) * mesh.size
     outputs = []
@@ -60,7 +60,7 @@ def in_padded_batches(function: Callable, inputs: np.ndarray, batch_size: int, m
         batch = inputs[start : start + batch_size]
         padding = np.repeat(inputs[:1], batch_size - len(batch), axis=0)
         outputs.append(function(jax.device_put(np.concatenate([batch, padding]), NamedSharding(mesh, SPLIT))))
-    return np.concatenate([np.asarray(output) for output in outputs])[: len(inputs)]
+    return jax.tree.map(lambda *of_batches: np.concatenate(of_batches)[: len(inputs)], *jax.device_get(outputs))
 
 
 def is_cpu(mesh: Mesh) -> bool:

@@ -148,7 +148,7 @@ def make_epoch(config: ml_collections.ConfigDict, axis_size: int, images_at_once
         ]
         states, metrics = lax.scan(step_of_each, tuple(states), pairs)
         probed = images[index.order[np.linspace(0, len(index.order) - 1, _PROBED).astype(np.int32)]]
-        embeddings = [models.encode(model, state.variables, probed) for state in states]
+        embeddings = [models.encode(model, state.variables, probed)[config.representation] for state in states]
         return states, [own | {'embeddings': rows} for own, rows in zip(metrics, embeddings, strict=True)]
 
     return epoch
@@ -176,7 +176,7 @@ def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
 
 
 def compile_encode(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
-    """Returns (variables, images uint8 [B, H, W, C]) -> unit-norm float32 [B, D], compiled, B divided over the mesh."""
+    """Returns (variables, images) -> what `models.encode` returns of them, compiled, images divided over the mesh."""
     model = models.make_model(config)
     return parallel.pmapped(
         lambda variables, images: models.encode(model, variables, images),

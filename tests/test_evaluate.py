@@ -40,7 +40,7 @@ def evaluated(splits):
     evaluation = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)(state, ['train', 'validation', 'test'])
     model = models.make_model(config)
     return evaluation, {
-        name: np.asarray(models.encode(model, state.variables, dataset.images), np.float64)
+        name: np.asarray(models.encode(model, state.variables, dataset.images)['embedding'], np.float64)
         for name, dataset in splits.items()
     }
 
@@ -115,7 +115,8 @@ def test_embeddings_otherwise_are_those_of_raw_weights_and_of_one_view(splits, m
         for name in ('train', 'validation'):
             views = [splits[name].images, splits[name].images[:, :, ::-1]][: 1 + flipped]
             total = sum(
-                np.asarray(models.encode(models.make_model(config), variables, view), np.float64) for view in views
+                np.asarray(models.encode(models.make_model(config), variables, view)['embedding'], np.float64)
+                for view in views
             )
             embeddings[name] = total / np.linalg.norm(total, axis=1, keepdims=True)
         labels, validation = splits['validation'].labels, embeddings['validation']
@@ -154,7 +155,9 @@ def test_the_monitor_watches_validation_images_by_a_sample_of_training_images(sp
     state = step.init_state(config, splits['train'].images, 0)
     figures = evaluate.make_monitor(config, parallel.make_mesh(1), splits)(state)
     sample, validation = (
-        np.asarray(models.encode(models.make_model(config), state.variables, splits[name].images), np.float64)
+        np.asarray(
+            models.encode(models.make_model(config), state.variables, splits[name].images)['embedding'], np.float64
+        )
         for name in ('train_sample', 'validation')
     )
     labels = splits['validation'].labels

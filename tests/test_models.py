@@ -11,8 +11,12 @@ from simclr_cifar import encoders, models, parallel
 from tests.test_convolutions import convolve_by_loops
 
 pytestmark = pytest.mark.usefixtures('convolutions_by_definition')
-encode = jax.jit(models.encode, static_argnames='model')
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'representation'))
+def encode(model, variables, images, representation='embedding'):
+    return models.encode(model, variables, images)[representation]
 
 
 def changed(**fields):
@@ -114,9 +118,11 @@ def resnet_in_torch(variables, images, blocks, bottleneck, train):
 )
 def test_a_resnet_is_that_of_the_paper(encoder, blocks, bottleneck, parameters):
     images = IMAGES[:4, :16, :16]
-    model, variables = model_and_variables(images, encoder=encoder, embedding_dim=4, representation='features')
+    model, variables = model_and_variables(images, encoder=encoder, embedding_dim=4)
     assert count(variables['params']['encoder']) == parameters
-    features = jax.jit(functools.partial(model.apply, method='represent'))(variables, models.to_float(images))
+    features = jax.jit(functools.partial(model.apply, method='represent'))(variables, models.to_float(images))[
+        'features'
+    ]
     expected = resnet_in_torch(variables, images, blocks, bottleneck, train=False)
     np.testing.assert_allclose(features, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
 
@@ -136,8 +142,7 @@ def test_a_resnet_in_training_normalises_by_the_batch():
 
 def test_the_whitened_encoder_equals_its_definition():
     images = IMAGES[:3, :12, :12]
-    fields = {'encoder': 'whitened_cnn', 'channels': (4, 6), 'representation': 'features'}
-    model, variables = model_and_variables(images, **fields)
+    model, variables = model_and_variables(images, encoder='whitened_cnn', channels=(4, 6))
     params, statistics = (variables[name]['encoder'] for name in ('params', 'batch_stats'))
     hidden = np.stack(
         [
@@ -160,7 +165,9 @@ def test_the_whitened_encoder_equals_its_definition():
         hidden = (hidden - np.asarray(norm['mean'])) / np.sqrt(np.asarray(norm['var']) + 1e-5)
         hidden = np.asarray(nn.gelu(hidden + np.asarray(params[f'BatchNorm_{number}']['bias'])))
     expected = hidden.max(axis=(1, 2))
-    features = jax.jit(functools.partial(model.apply, method='represent'))(variables, models.to_float(images))
+    features = jax.jit(functools.partial(model.apply, method='represent'))(variables, models.to_float(images))[
+        'features'
+    ]
     np.testing.assert_allclose(features, expected, atol=1e-3)
 
 
@@ -214,23 +221,23 @@ def test_the_head_is_a_perceptron(batch_norm):
 ENCODERS = [
     {'encoder': 'average_pooling_cnn'},
     {'encoder': 'whitened_cnn', 'channels': (8, 16), 'head_batch_norm': True},
-    {'encoder': 'whitened_cnn', 'channels': (8, 16), 'representation': 'features'},
 ]
 
 
+@pytest.mark.parametrize('representation', ['features', 'embedding'])
 @pytest.mark.parametrize('fields', ENCODERS)
-def test_embeddings_have_unit_norm_and_a_finite_gradient_everywhere(fields):
+def test_embeddings_have_unit_norm_and_a_finite_gradient_everywhere(fields, representation):
     model, variables = model_and_variables(**fields)
-    embeddings = encode(model, variables, IMAGES)
+    embeddings = encode(model, variables, IMAGES, representation)
     assert embeddings.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
 
     def total(params):
-        return encode(model, variables | {'params': params}, IMAGES).sum()
+        return encode(model, variables | {'params': params}, IMAGES, representation).sum()
 
     zero = jax.tree.map(jnp.zeros_like, variables['params'])
     if fields['encoder'] == 'average_pooling_cnn':
-        np.testing.assert_array_equal(encode(model, {'params': zero}, IMAGES), 0)
+        np.testing.assert_array_equal(encode(model, {'params': zero}, IMAGES, representation), 0)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(zero)))
 
 

@@ -139,10 +139,10 @@ def test_every_kind_of_batch_is_the_same_on_any_number_of_devices(monkeypatch, f
 
 @pytest.mark.usefixtures('convolutions_by_definition')
 def test_running_statistics_are_those_of_the_global_batch():
-    config = small_config(**NORMALISED, batch_norm_momentum=0.25)
+    config = small_config(**NORMALISED, batch_norm_momentum=0.25, batches_per_epoch=1)
     before = step.init_state(config, IMAGES, config.seed).variables['batch_stats']
     (state, _), (on_four, _) = (run_epoch(config, num_devices) for num_devices in (1, 4))
-    assert_close(on_four.variables['batch_stats'], state.variables['batch_stats'], rtol=1e-3, atol=1e-5)
+    assert_close(on_four.variables['batch_stats'], state.variables['batch_stats'], rtol=1e-4, atol=1e-6)
     after = state.variables['batch_stats']
     assert_close(after['encoder'].pop('Whitening_0'), before['encoder'].pop('Whitening_0'), rtol=1e-6)
     assert all(np.all(a != b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True))
@@ -257,7 +257,7 @@ def test_an_epoch_returns_embeddings_of_every_class_after_its_last_step():
     state, metrics = run_epoch(config, 2)
     probed = INDEX.order[np.linspace(0, len(LABELS) - 1, step._PROBED).astype(int)]
     assert set(LABELS[probed]) == set(range(NUM_CLASSES))
-    expected = models.encode(models.make_model(config), state.variables, IMAGES[probed])
+    expected = models.encode(models.make_model(config), state.variables, IMAGES[probed])['embedding']
     assert_close(metrics['embeddings'], expected)
 
 
