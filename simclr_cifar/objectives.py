@@ -256,16 +256,14 @@ def _cross_entropy(logits, own):
 
 def make_objective(config: ml_collections.ConfigDict, axis_name: str | None = None) -> Callable:
     """Returns the config's objective as (anchors, positives, labels) -> (loss, accuracy)."""
-    if config.objective == 'nt_xent':
-        return lambda anchors, positives, labels: nt_xent(anchors, positives, config.temperature, axis_name)
-    if config.objective == 'simplex':
-        return lambda *batch: simplex(*batch, config.temperature, config.label_smoothing)
-    objective, arguments = {
-        'anchor_positive': (anchor_positive, (config.temperature, config.negatives)),
-        'sup_con': (sup_con, (config.temperature,)),
-        'siglip': (siglip, (config.temperature, config.logit_bias)),
+    temperature = config.temperature
+    return {
+        'anchor_positive': lambda *batch: anchor_positive(*batch, temperature, config.negatives, axis_name),
+        'sup_con': lambda *batch: sup_con(*batch, temperature, axis_name),
+        'nt_xent': lambda anchors, positives, _: nt_xent(anchors, positives, temperature, axis_name),
+        'siglip': lambda *batch: siglip(*batch, temperature, config.logit_bias, axis_name),
+        'simplex': lambda *batch: simplex(*batch, temperature, config.label_smoothing),
     }[config.objective]
-    return lambda *batch: objective(*batch, *arguments, axis_name=axis_name)
 
 
 def require_fit(config: ml_collections.ConfigDict, num_classes: int) -> None:
