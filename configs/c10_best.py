@@ -1,4 +1,4 @@
-"""The best embeddings of all ten classes, from as many images as the reference study shows: 75 x 1000 x 10 pairs.
+"""The best embeddings of all ten classes, as many images as in the reference study: 75 x 1000 x 10 pairs.
 
 python -m simclr_cifar.main --config=configs/c10_best.py
 

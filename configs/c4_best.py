@@ -1,4 +1,4 @@
-"""The best embeddings of the first four classes, from as many images as the reference study shows: 75 x 1000 x 4 pairs.
+"""The best embeddings of the first four classes, as many images as in the reference study: 75 x 1000 x 4 pairs.
 
 python -m simclr_cifar.main --config=configs/c4_best.py
 
