@@ -17,7 +17,7 @@ def get_config():
     config.batches_per_epoch = 100
     config.num_epochs = 12
     config.augmentation = 'alternating_flip,pad_and_crop'
-    config.crop_padding = 2
+    config.crop_padding = 3
     config.encoder = 'whitened_cnn'
     config.channels = (64, 128, 256)
     config.batch_norm_momentum = 0.6
@@ -29,8 +29,9 @@ def get_config():
     config.learning_rate = 0.12
     config.momentum = 0.6
     config.adam_learning_rate_share = 0.08
+    config.weight_decay = 0.03
     config.schedule = 'linear'
-    config.warmup_share = 0.1
+    config.warmup_share = 0.05
     config.average_decay = 0.99
     config.flip_averaging = True
     config.milestones = (3, 12)
