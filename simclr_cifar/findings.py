@@ -70,7 +70,7 @@ class Subset:
 
     @functools.cached_property
     def reference(self) -> dict[int, tuple[float, float]]:
-        return report.reference(self.described['config']['dataset'], self.class_names)
+        return report.reference(self.described)
 
     @functools.cached_property
     def duplicates(self) -> dict[str, np.ndarray]:

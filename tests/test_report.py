@@ -119,11 +119,14 @@ def test_the_confusion_file_is_read_as_it_was_written(run):
     np.testing.assert_array_equal(matrices['test', 'knn'].sum(axis=1), 12)
 
 
-def test_the_course_report_is_shown_beside_its_own_subsets_only():
-    assert report.reference('cifar10', list(report.REFERENCE_CLASSES[4]))[75] == (0.3344, 87.37)
-    assert report.reference('cifar10', ['truck', 'cat', 'ship', 'dog']) == {}
-    assert report.reference('cifar10', ['truck', 'cat']) == {}
-    assert report.reference('digits', list(report.REFERENCE_CLASSES[4])) == {}
+def test_the_course_report_is_shown_beside_its_own_subsets_and_method_only():
+    def reference(class_names=report.REFERENCE_CLASSES[4], **fields):
+        config = config_lib.defaults().to_dict() | {'dataset': 'cifar10'} | fields
+        return report.reference({'config': config, 'class_names': list(class_names)})
+
+    assert reference()[75] == (0.3344, 87.37)
+    assert reference(['truck', 'cat', 'ship', 'dog']) == reference(['truck', 'cat']) == {}
+    assert reference(dataset='digits') == reference(objective='simplex') == reference(negatives='batch') == {}
 
 
 def test_a_line_that_a_killed_process_left_unfinished_is_no_row(run):
