@@ -126,7 +126,8 @@ def test_the_course_report_is_shown_beside_its_own_subsets_and_method_only():
 
     assert reference()[75] == (0.3344, 87.37)
     assert reference(['truck', 'cat', 'ship', 'dog']) == reference(['truck', 'cat']) == {}
-    assert reference(dataset='digits') == reference(objective='simplex') == reference(negatives='batch') == {}
+    assert reference(dataset='digits') == reference(objective='simplex') == {}
+    assert reference(negatives='batch') == reference(pairs='class_views') == {}
 
 
 def test_a_line_that_a_killed_process_left_unfinished_is_no_row(run):
