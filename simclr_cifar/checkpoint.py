@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Sequence
 
@@ -14,10 +15,17 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
+from orbax.checkpoint.experimental.v1._src.saving import execution
 
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder, write_arrays
 from simclr_cifar.step import TrainState
+
+# Of several processes one alone reads and writes checkpoints; Orbax would have all of them come along.
+_ALONE = ocp.Context()
+_ALONE.multiprocessing.active_processes = {0}
+# Which it heeds everywhere but where it compares all processes' paths.
+execution._check_directory_consistency = lambda directory: None
 
 
 class CheckpointDamaged(InputError):
@@ -45,8 +53,9 @@ def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState
     logging.disable()  # What Orbax logs of a damaged checkpoint is said below in one line.
     try:
         _read_through(path)
-        saved = ocp.load(path)
-        intact = ocp.metadata(path).custom_metadata['digest'] == _digest(saved)
+        with _ALONE:
+            saved = ocp.load(path.absolute())
+            intact = ocp.metadata(path.absolute()).custom_metadata['digest'] == _digest(saved)
     except Exception:  # Orbax has errors of many kinds for what is missing, cut off or changed.
         intact = False
     finally:
@@ -139,41 +148,41 @@ class Saver:
     """
 
     def __init__(self, directory: pathlib.Path, keep: int, milestones: list[int]):
-        self.directory = directory
-        policies = ocp.training.preservation_policies
-        self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(keep), policies.CustomSteps(milestones)]
-            ),
-            cleanup_tmp_directories=True,
-        )
+        self.directory = directory.absolute()
+        self._keep, self._milestones = keep, milestones
         self._saving = None
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in directory.iterdir():  # What a killed process was writing or deleting.
+            if not path.name.isdigit():
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, epoch: int, state: TrainState) -> None:
         """Copies the state to the host and writes it in the background, after the one before is written."""
         self.wait()
         # Host arrays: the checkpoint knows nothing of devices, and training may go on and overwrite the state.
         tree = jax.tree.map(np.array, flax.serialization.to_state_dict(state))
-        _require_space(self._checkpointer.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
-        self._saving = self._checkpointer.save_async(
-            epoch, tree, force=True, overwrite=True, custom_metadata={'digest': _digest(tree)}
-        )
+        _require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        with _ALONE:
+            self._saving = ocp.save_async(
+                self.directory / str(epoch), tree, overwrite=True, custom_metadata={'digest': _digest(tree)}
+            )
 
     def wait(self) -> None:
-        """Returns once what was saved is on disk; raises what kept it from there."""
+        """Returns once what was saved is on disk and what is no longer kept is not; raises what kept it from there."""
         saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
+        if saving is None:
+            return
+        saving.result()
+        for epoch in set(saved_epochs(self.directory)[: -self._keep]) - set(self._milestones):
+            # Renamed first, as half a checkpoint under its own name would be taken for a damaged one.
+            deleted = (self.directory / str(epoch)).rename(self.directory / f'{epoch}-deleted')
+            shutil.rmtree(deleted, ignore_errors=True)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        try:
-            self.wait()
-        finally:
-            self._checkpointer.close()
+        self.wait()
 
 
 def _require_space(directory: pathlib.Path, num_bytes: int) -> None:

@@ -12,6 +12,10 @@ class InputError(Exception):
     """Bad input of the person at the command line: one line that names the flag and the remedy."""
 
 
+class RunFailed(Exception):
+    """A run cannot go on, through no fault of the command line: one line that says why and what is kept."""
+
+
 def defaults() -> ml_collections.ConfigDict:
     """Returns the reference configuration, locked: configs change its fields and add none."""
     config = ml_collections.ConfigDict()

@@ -9,6 +9,7 @@ import numpy as np
 import tqdm
 
 from simclr_cifar import objectives, optimizers
+from simclr_cifar.config import RunFailed
 from simclr_cifar.files import RunFolder
 from simclr_cifar.representation import effective_rank
 
@@ -18,7 +19,7 @@ _CHANCE_MARGIN, _ALL_EQUAL, _COLLAPSED_RANK = 0.98, 0.999, 1.1
 _SETTLED = 100
 
 
-class TrainingDiverged(Exception):
+class TrainingDiverged(RunFailed):
     """The loss or the embeddings are no longer finite numbers."""
 
 
@@ -27,7 +28,7 @@ class Log:
 
     Args:
       config: the runs'.
-      runs: their folders; each history must hold first_epoch rows.
+      runs: their folders; each history must hold first_epoch rows. Without any nothing is told.
       first_epoch: how many epochs are trained already.
       num_classes: for the images of an epoch and the loss of chance.
     """
@@ -50,7 +51,7 @@ class Log:
             self._events[run] = EventsWriter(str(run.tensorboard / 'events'))
             self._events[run].write_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
         self._bar = None
-        if sys.stdout.isatty():
+        if runs and sys.stdout.isatty():
             self._bar = tqdm.tqdm(total=config.num_epochs, initial=first_epoch, unit='epoch', file=sys.stdout)
 
     def start(self, line: str) -> None:
@@ -68,6 +69,8 @@ class Log:
         Raises:
           TrainingDiverged: a loss or an embedding is not finite; nothing of the epoch is recorded.
         """
+        if not self._runs:
+            return
         metrics = {name: np.asarray(values) for name, values in metrics.items()}
         now = time.monotonic()
         seconds, self._read = now - self._read, now
@@ -162,6 +165,8 @@ class Log:
         self._events[run].flush()
 
     def _print(self, line: str) -> None:
+        if not self._runs:
+            return
         if self._bar is None:
             print(line, flush=True)
         else:

@@ -16,8 +16,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import files, sources
-from simclr_cifar.config import InputError
+from simclr_cifar import files, interruption, sources
+from simclr_cifar.config import InputError, RunFailed
 
 # JAX and what imports it are imported by the modes, so that --help and most bad input are answered at once.
 
@@ -27,10 +27,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_enum(
     'mode',
     'train',
-    ['train', 'eval', 'study', 'prepare'],
+    ['train', 'eval', 'study', 'prepare', 'doctor'],
     'train: train, evaluate and report, going on where the workdir was left. eval: evaluate a checkpoint of --workdir '
     'and report. study: train every subset and seed of a study and compare them, going on likewise. prepare: only make '
-    'sure that the data is there, downloading it where needed; exit status 3 where it cannot be had.',
+    'sure that the data is there, downloading it where needed; exit status 3 where it cannot be had. doctor: tell in '
+    'under a minute whether this machine, or all of a cluster, is fit for the config; exit status 1 where it is not.',
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; default: runs/<config name>-<fingerprint>.")
 _CHECKPOINT = flags.DEFINE_integer(
@@ -44,8 +45,27 @@ _DATA_DIR = flags.DEFINE_string(
 _CACHE_DIR = flags.DEFINE_string(
     'cache_dir', None, 'For decoded images and compiled programs; default: ~/.cache/simclr_cifar.'
 )
+_STOPPED_STATUS = flags.DEFINE_integer(
+    'stopped_status',
+    0,
+    'Exit status where SIGTERM, SIGINT or max_seconds stopped a run that is to go on; as 75, for '
+    'engines that take 0 for the end of it.',
+    0,
+    255,
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator',
+    None,
+    'HOST:PORT of process 0, where several train together; default: as Slurm, Open MPI, Cloud TPU, '
+    'GKE or Kubernetes say.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: which of them this is, from 0.')
+_PEER_TIMEOUT = flags.DEFINE_float(
+    'peer_timeout', 60.0, 'Seconds after which a process that the others do not hear of is lost, and they end.', 5.0
+)
 
-_EXIT_BAD_INPUT, _EXIT_FAILED, _EXIT_NO_DATA, _EXIT_INTERRUPTED = 2, 1, 3, 130
+_EXIT_BAD_INPUT, _EXIT_FAILED, _EXIT_NO_DATA = 2, 1, 3
 
 
 def main(argv: list[str]) -> int:
@@ -56,11 +76,15 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1:
             raise InputError(f'{argv[1]}: flags only, as --name=value')
         _keep_compiled_programs()
-        return {'train': _train, 'eval': _evaluate, 'study': _study, 'prepare': _prepare}[_MODE.value]()
+        interruption.handle()
+        return _MODES[_MODE.value]()
     except InputError as error:
         return _fail(error, _EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        return _fail('interrupted; the same command goes on from the newest checkpoint', _EXIT_INTERRUPTED)
+    except RunFailed as error:
+        return _fail(error, _EXIT_FAILED)
+    except interruption.Interrupted as error:
+        print(f'Stopped by {error}; the same command goes on from the newest checkpoint')
+        return _STOPPED_STATUS.value
     except Exception as error:
         if _is_full_disk(error):
             where = f' ({error.filename})' if isinstance(error, OSError) and error.filename else ''
@@ -96,22 +120,23 @@ def _train() -> int:
     config = _config()
     if 'subsets' in config:
         raise InputError("--config: the config of a study; add --mode=study, or give a single run's, as configs/c10.py")
-    from simclr_cifar import data, log, report, train
+    from simclr_cifar import data, processes, report, train
 
-    splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
-    train.require_trainable(config, splits['train'])  # Refused before anything is written.
-    run = files.RunFolder(_WORKDIR.value or _default_workdir(config))
-    _require_same_config(run, config)
-    with run.locked():
-        if not run.config.exists():
-            files.write_json(run.config, train.describe(_name(), config, splits))
-        try:
+    with processes.together(*_together()):
+        splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
+        train.require_trainable(config, splits['train'])  # Refused before anything is written.
+        if not processes.is_leader():
+            train.train(config, splits, {config.seed: None})
+            return 0
+        run = files.RunFolder(_WORKDIR.value or _default_workdir(config))
+        _require_same_config(run, config)
+        with run.locked():
+            if not run.config.exists():
+                files.write_json(run.config, train.describe(_name(), config, splits))
             figures = train.train(config, splits, {config.seed: run})[config.seed]
-        except log.TrainingDiverged as error:
-            return _fail(error, _EXIT_FAILED)
-        report.write_report(run)
-    _tell(run, figures)
-    return 0
+            report.write_report(run)
+        _tell(run, figures)
+    return 0 if figures['last_epoch'] == config.num_epochs else _STOPPED_STATUS.value
 
 
 def _study() -> int:
@@ -121,20 +146,25 @@ def _study() -> int:
             "--config: the config of a single run; a study's starts from simclr_cifar.config.study_defaults(), "
             'as configs/study.py'
         )
-    from simclr_cifar import log, study
+    from simclr_cifar import processes, study
 
     where = _DATA_DIR.value, _CACHE_DIR.value
-    plan = study.plan(config, *where)
-    folder = files.StudyFolder(_WORKDIR.value or _default_workdir(config))
-    _require_same_config(folder, config)
-    with folder.locked():
-        try:
+    with processes.together(*_together()):
+        plan = study.plan(config, *where)
+        if not processes.is_leader():
+            study.run_study(_name(), config, plan, None, *where)
+            return 0
+        folder = files.StudyFolder(_WORKDIR.value or _default_workdir(config))
+        _require_same_config(folder, config)
+        with folder.locked():
             study.run_study(_name(), config, plan, folder, *where)
-        except log.TrainingDiverged as error:
-            return _fail(error, _EXIT_FAILED)
-    print(folder.text.read_text())
-    print(f'Study: {folder.page}')
+        print(folder.text.read_text())
+        print(f'Study: {folder.page}')
     return 0
+
+
+def _together() -> tuple:
+    return _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _PEER_TIMEOUT.value
 
 
 def _evaluate() -> int:
@@ -151,32 +181,10 @@ def _evaluate() -> int:
     if 'subsets' in fields:
         raise InputError(f'--workdir={run.path}: holds a study; give the folder of one of its runs, as c4/seed_0')
     config = config_lib.from_json(fields)
-    from simclr_cifar import checkpoint, data, evaluate, parallel, report, step, train
+    from simclr_cifar import reevaluate
 
-    epochs = checkpoint.saved_epochs(run.checkpoints)
-    weights_alone = not epochs and run.weights.exists()
-    if weights_alone:
-        epochs = [int(run.read_weights()['epoch'])]
-    if not epochs:
-        raise InputError(f'--workdir={run.path}: holds no checkpoint yet; train first')
-    final = run.read_json(run.metrics) if run.metrics.exists() else {}
-    last_epoch = final.get('last_epoch', epochs[-1])
-    epoch = final.get('epoch', epochs[-1]) if _CHECKPOINT.value is None else _CHECKPOINT.value
-    if epoch not in epochs:
-        raise InputError(f'--checkpoint={epoch}: no checkpoint of that epoch; there are {", ".join(map(str, epochs))}')
-    splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
-    like = step.init_state(config, splits['train'].images, config.seed)
-    state = checkpoint.read_weights(run, like) if weights_alone else checkpoint.restore(run.checkpoints, epoch, like)
-    with run.locked():
-        mesh = parallel.make_mesh(config.groups_per_batch)
-        evaluation = evaluate.make_evaluate(config, mesh, splits)(
-            state, ['train', 'validation', 'test'] if 'validation' in splits else ['test']
-        )
-        evaluate.save(run, epoch, evaluation, splits['train'].class_names)
-        if _CHECKPOINT.value is None:
-            train.write_final_figures(run, epoch, last_epoch)
-        report.write_report(run)
-    _tell(run, evaluation.figures)
+    figures = reevaluate.reevaluate(run, config, _CHECKPOINT.value, _DATA_DIR.value, _CACHE_DIR.value)
+    _tell(run, figures)
     return 0
 
 
@@ -192,6 +200,16 @@ def _prepare() -> int:
     sizes = ', '.join(f'{len(dataset.labels):,} {split}' for split, dataset in splits.items())
     print(f'{config.dataset}: {sizes} images of {", ".join(splits["train"].class_names)}')
     return 0
+
+
+def _doctor() -> int:
+    config = _config()
+    from simclr_cifar import doctor, processes
+
+    workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config))
+    with processes.together(*_together()):
+        well = doctor.examine(config, _DATA_DIR.value, _CACHE_DIR.value, workdir)
+    return 0 if well else _EXIT_FAILED
 
 
 def _config():
@@ -278,6 +296,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except Exception as error:  # The config file's own.
         sys.exit(_fail(f'--config: {type(error).__name__}: {error}; give a file with get_config()', _EXIT_BAD_INPUT))
 
+
+_MODES = {'train': _train, 'eval': _evaluate, 'study': _study, 'prepare': _prepare, 'doctor': _doctor}
 
 if __name__ == '__main__':
     app.run(main, flags_parser=_parse_flags)

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from simclr_cifar.config import InputError
+
 AXIS = 'data'  # the named axis of the replicas
 
 REPLICATED = PartitionSpec()
@@ -13,10 +15,32 @@ SPLIT = PartitionSpec(AXIS)
 
 
 def make_mesh(groups_per_batch: int) -> Mesh:
-    """Returns a mesh of as many devices as share the groups equally: a batch of one group uses one device."""
-    devices = jax.devices()
-    count = max(n for n in range(1, len(devices) + 1) if groups_per_batch % n == 0)
-    return Mesh(np.array(devices[:count]), (AXIS,))
+    """Returns a mesh of as many devices as share the groups equally: a batch of one group uses one device.
+
+    Of several processes each brings as many devices.
+
+    Raises:
+      InputError: there are more processes than groups, or they cannot share them equally.
+    """
+    processes = jax.process_count()
+    if groups_per_batch % processes:
+        raise InputError(
+            f'--config.groups_per_batch={groups_per_batch}: {processes} processes cannot share a batch of so many '
+            f'groups equally; choose a multiple of {processes}, or start fewer processes'
+        )
+    each = max(n for n in range(1, jax.local_device_count() + 1) if groups_per_batch % (n * processes) == 0)
+    devices = [[device for device in jax.devices() if device.process_index == p][:each] for p in range(processes)]
+    return Mesh(np.ravel(devices), (AXIS,))
+
+
+def one_device() -> Mesh:
+    """Returns a mesh of one of this process's devices."""
+    return Mesh(np.array(jax.local_devices()[:1]), (AXIS,))
+
+
+def local_mesh() -> Mesh:
+    """Returns a mesh of this process's devices."""
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
 
 
 def pmapped(
@@ -38,8 +62,12 @@ def pmapped(
 
 
 def replicate(tree, mesh: Mesh):
-    """Returns the tree with every array whole on each device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    """Returns the tree with every array, the same in all processes, whole on each device of the mesh."""
+    sharding = NamedSharding(mesh, REPLICATED)
+    if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
+        return jax.device_put(tree, sharding)
+    # device_put would compare the processes' arrays first, by sending them.
+    return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda _: leaf), tree)
 
 
 def in_padded_batches(function: Callable, inputs: np.ndarray, batch_size: int, mesh: Mesh):
@@ -69,5 +97,6 @@ def is_cpu(mesh: Mesh) -> bool:
 
 
 def describe(mesh: Mesh) -> str:
-    """Returns the mesh's devices in words, as '1 of 8 cpu'."""
-    return f'{mesh.size} of {jax.device_count()} {mesh.devices.flat[0].device_kind}'
+    """Returns the mesh's devices in words, as '1 of 8 cpu' or '8 of 8 cpu in 2 processes'."""
+    in_processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
+    return f'{mesh.size} of {jax.device_count()} {mesh.devices.flat[0].device_kind}{in_processes}'

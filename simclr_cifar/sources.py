@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 
 import numpy as np
 
@@ -94,7 +95,7 @@ def _read_cached(name: str, split: str, prepared: pathlib.Path, cache_dir: str |
     root = cache_root(cache_dir)
     shards = sorted(prepared.glob(f'{name}-{split}.*'))
     # The shards' bytes, not their times: a copied or moved dataset is still the same dataset.
-    digest = hashlib.sha256(b'format 2')
+    digest = hashlib.sha256(b'format 3')
     for path in [prepared / 'dataset_info.json', *sorted(prepared.glob('*.labels.txt')), *shards]:
         digest.update(path.name.encode())
         with path.open('rb') as file:
@@ -119,7 +120,14 @@ def _open_cache(folder: pathlib.Path) -> Arrays:
     about = json.loads((folder / 'about.json').read_text())
     if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
         raise ValueError('not a cache of this format')
+    if about['checksums'] != _checksums(images, labels):
+        raise ValueError('not as it was written')
     return images, labels, tuple(about['class_names']), about['description']
+
+
+def _checksums(images: np.ndarray, labels: np.ndarray) -> list[int]:
+    # Against accidents, and several times faster than a cryptographic one.
+    return [zlib.crc32(np.ascontiguousarray(array)) for array in (images, labels)]
 
 
 def _write_cache(decoded: Arrays, folder: pathlib.Path) -> None:
@@ -130,7 +138,7 @@ def _write_cache(decoded: Arrays, folder: pathlib.Path) -> None:
         images, labels, class_names, description = decoded
         np.save(partial / 'images.npy', images)
         np.save(partial / 'labels.npy', labels)
-        about = {'class_names': class_names, 'description': description}
+        about = {'class_names': class_names, 'description': description, 'checksums': _checksums(images, labels)}
         (partial / 'about.json').write_text(json.dumps(about))
         shutil.rmtree(folder, ignore_errors=True)  # A damaged one.
         partial.rename(folder)

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, duplicates, report, study_report, train
+from simclr_cifar import data, duplicates, processes, report, study_report, train
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder, StudyFolder, write_arrays, write_json
 
@@ -46,7 +46,7 @@ def run_study(
     name: str,
     config: ml_collections.ConfigDict,
     subsets: dict[str, int | str],
-    folder: StudyFolder,
+    folder: StudyFolder | None,
     data_dir: str | None = None,
     cache_dir: str | None = None,
 ) -> None:
@@ -56,38 +56,46 @@ def run_study(
       name: of the config file.
       config: of a study, validated.
       subsets: what `plan` returned.
-      folder: the study's, locked.
+      folder: the study's, locked; None in all processes but the leader.
       data_dir, cache_dir: as `data.load`.
 
     Raises:
       log.TrainingDiverged: as `train.train`.
     """
     seeds = range(config.seed, config.seed + config.num_seeds)
-    described = {'name': name, 'fingerprint': config_lib.fingerprint(config), 'config': config_lib.to_json(config)}
-    write_json(folder.config, described | {'subsets': list(subsets), 'seeds': list(seeds)})
+    if folder:
+        described = {'name': name, 'fingerprint': config_lib.fingerprint(config), 'config': config_lib.to_json(config)}
+        write_json(folder.config, described | {'subsets': list(subsets), 'seeds': list(seeds)})
     for number, (subset_name, subset) in enumerate(subsets.items(), 1):
-        runs = {seed: folder.run(subset_name, seed) for seed in seeds}
+        runs = {seed: folder and folder.run(subset_name, seed) for seed in seeds}
         seeds_told = f'{len(runs)} seeds' if len(runs) > 1 else '1 seed'
         told = f'Subset {number} of {len(subsets)}, {subset_name}, {seeds_told}'
-        if folder.duplicates(subset_name).exists() and all(_is_finished(run, config) for run in runs.values()):
-            print(f'{told}: finished before', flush=True)
+        if processes.agree(bool(folder and _is_finished(folder, subset_name, runs, config))):
+            if folder:
+                print(f'{told}: finished before', flush=True)
             continue
-        print(told, flush=True)
         splits = data.load_splits(config_lib.study_run(config, subset, config.seed), data_dir, cache_dir)
+        if folder:
+            print(told, flush=True)
         for seed, run in runs.items():
-            if not run.config.exists():
+            if run and not run.config.exists():
                 described = train.describe(subset_name, config_lib.study_run(config, subset, seed), splits)
                 write_json(run.config, described)
         train.train(config_lib.study_run(config, subset, config.seed), splits, runs)
-        _find_duplicates(folder, subset_name, splits)
-        for run in runs.values():
-            report.write_report(run)
-    study_report.write_study(folder)
+        if folder:
+            _find_duplicates(folder, subset_name, splits)
+            for run in runs.values():
+                report.write_report(run)
+    if folder:
+        study_report.write_study(folder)
 
 
-def _is_finished(run: RunFolder, config: ml_collections.ConfigDict) -> bool:
-    return (
+def _is_finished(
+    folder: StudyFolder, subset_name: str, runs: dict[int, RunFolder], config: ml_collections.ConfigDict
+) -> bool:
+    return folder.duplicates(subset_name).exists() and all(
         run.report.exists() and run.metrics.exists() and run.read_json(run.metrics)['last_epoch'] == config.num_epochs
+        for run in runs.values()
     )
 
 

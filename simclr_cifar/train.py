@@ -9,7 +9,20 @@ import jax
 import ml_collections
 import numpy as np
 
-from simclr_cifar import augment, checkpoint, data, evaluate, models, objectives, overfitting, parallel, sampling, step
+from simclr_cifar import (
+    augment,
+    checkpoint,
+    data,
+    evaluate,
+    interruption,
+    models,
+    objectives,
+    overfitting,
+    parallel,
+    processes,
+    sampling,
+    step,
+)
 from simclr_cifar import config as config_lib
 from simclr_cifar.data import Dataset
 from simclr_cifar.files import RunFolder, git_commit, write_arrays, write_json
@@ -19,7 +32,7 @@ _SHEET_IMAGES = 10
 
 
 def train(
-    config: ml_collections.ConfigDict, splits: dict[str, Dataset], runs: dict[int, RunFolder]
+    config: ml_collections.ConfigDict, splits: dict[str, Dataset], runs: dict[int, RunFolder | None]
 ) -> dict[int, dict[str, float]]:
     """Trains runs that differ in their seed alone, all in one program; evaluates them and writes their files.
 
@@ -31,12 +44,13 @@ def train(
     Args:
       config: validated; its seed is not used.
       splits: as `data.load_splits` returns them.
-      runs: seed to the run's folder, locked.
+      runs: seed to the run's folder, locked; None in all processes but the leader, which takes their part in writing.
 
     Returns:
-      Seed to the run's final figures, as written to metrics.json.
+      Seed to the run's final figures, as written to metrics.json, where there is a folder.
 
     Raises:
+      interruption.Interrupted: the process was asked to end; in the midst of training, after it has saved an epoch.
       log.TrainingDiverged: at a loss that is not finite; the checkpoints before it are kept.
     """
     mesh = parallel.make_mesh(config.groups_per_batch)
@@ -44,12 +58,14 @@ def train(
     milestones = config_lib.milestones(config)
     scored = ['train', 'validation'] if 'validation' in splits else ['test']
     scored_last = [*scored, 'test'] if 'validation' in splits else scored
-    evaluate_state = evaluate.make_evaluate(config, mesh, splits)
-    watch = evaluate.make_monitor(config, mesh, splits) if config.monitor_every_epochs else None
-    folders = list(runs.values())
+    evaluate_state = evaluate.make_evaluate(config, parallel.local_mesh(), splits)
+    watch = evaluate.make_monitor(config, parallel.local_mesh(), splits) if config.monitor_every_epochs else None
+    folders = [run for run in runs.values() if run]
 
-    initial = [step.init_state(config, splits['train'].images, seed) for seed in runs]
-    epoch, states = checkpoint.restore_latest([run.checkpoints for run in folders], initial)
+    epoch, states = 0, [step.init_state(config, splits['train'].images, seed) for seed in runs]
+    if folders:
+        epoch, states = checkpoint.restore_latest([run.checkpoints for run in folders], states)
+    epoch, states = processes.agree(epoch), processes.from_leader(states)
     if not all(run.augmentation.exists() for run in folders):
         sheet = augment.contact_sheet(config, splits['train'].images[:_SHEET_IMAGES])
         if sheet is not None:
@@ -79,7 +95,7 @@ def train(
         for resource in (*savers, log):
             stack.enter_context(resource)
         if epoch in milestones:  # Killed between the checkpoint and its figures.
-            for run, state in zip(folders, states, strict=True):
+            for run, state in zip(folders, states, strict=False):
                 evaluate_run(run, epoch, state, scored_last if epoch == config.num_epochs else scored)
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         stacked, seeds = parallel.replicate((stacked, np.array(list(runs), np.int32)), mesh)
@@ -92,53 +108,61 @@ def train(
 
         started = time.monotonic()
         in_flight = None  # An epoch's metrics are read while the device trains the next.
-        while epoch < config.num_epochs:
-            epoch += 1
-            stacked, metrics = run_epoch(stacked, seeds, images, index)
-            if in_flight:
-                log.epoch(*in_flight)
-            in_flight = epoch, metrics
-            out_of_time = config.max_seconds and time.monotonic() - started >= config.max_seconds
-            last = out_of_time or epoch == config.num_epochs
-            watched = watch and epoch % config.monitor_every_epochs == 0
-            if watched or last or epoch in milestones or epoch % config.checkpoint_every_epochs == 0:
-                log.epoch(*in_flight)
-                in_flight = None
-                states = _unstack(stacked, len(folders))
-                if watched:
-                    for run, state in zip(folders, states, strict=True):
-                        watch_run(run, epoch, state)
-                if last or epoch in milestones or epoch % config.checkpoint_every_epochs == 0:
+        stop = False
+        while epoch < config.num_epochs and not stop:
+            processes.wait_for_leader()
+            with interruption.deferred():
+                epoch += 1
+                stacked, metrics = run_epoch(stacked, seeds, images, index)
+                if in_flight:
+                    log.epoch(*in_flight)
+                in_flight = epoch, metrics
+                out_of_time = config.max_seconds and time.monotonic() - started >= config.max_seconds
+                told_to_end = processes.any_of(interruption.requested() is not None)
+                stop = processes.agree(bool(out_of_time))
+                last = stop or epoch == config.num_epochs
+                watched = watch and epoch % config.monitor_every_epochs == 0
+                milestone = last or epoch in milestones
+                saved = milestone or told_to_end or epoch % config.checkpoint_every_epochs == 0
+                if watched or saved:
+                    log.epoch(*in_flight)
+                    in_flight = None
+                    states = _unstack(stacked, len(folders))
+                if saved:
                     for saver, state in zip(savers, states, strict=True):
                         saver.save(epoch, state)
-                if last or epoch in milestones:
-                    for run, state in zip(folders, states, strict=True):
-                        evaluate_run(run, epoch, state, scored_last if last else scored)
-            if out_of_time:
-                break
+            if told_to_end:
+                raise interruption.Interrupted(interruption.requested() or 'a signal to another process')
+            if watched:
+                for run, state in zip(folders, states, strict=True):
+                    watch_run(run, epoch, state)
+            if milestone:
+                for run, state in zip(folders, states, strict=True):
+                    evaluate_run(run, epoch, state, scored_last if last else scored)
         for saver in savers:
             saver.wait()
 
-        chosen = dict.fromkeys(runs, epoch)
-        for (seed, run), state in zip(runs.items(), states, strict=True):
+        chosen = dict.fromkeys(folders, epoch)
+        for run, state in zip(folders, states, strict=False):
             if 'validation' in splits:
-                chosen[seed] = _choose(run, epoch, milestones)
-            if chosen[seed] != epoch:
-                state = checkpoint.restore(run.checkpoints, chosen[seed], state)
-                evaluate_run(run, chosen[seed], state, ['test'])
-            checkpoint.save_weights(run, chosen[seed], state)
-    if epoch < config.num_epochs:
+                chosen[run] = _choose(run, epoch, milestones)
+            if chosen[run] != epoch:
+                state = checkpoint.restore(run.checkpoints, chosen[run], state)
+                evaluate_run(run, chosen[run], state, ['test'])
+            checkpoint.save_weights(run, chosen[run], state)
+    if folders and epoch < config.num_epochs:
         print(f'Stopped by max_seconds after epoch {epoch} of {config.num_epochs}; the same command goes on')
-    return {seed: write_final_figures(run, chosen[seed], epoch) for seed, run in runs.items()}
+    return {seed: write_final_figures(run, chosen[run], epoch) for seed, run in runs.items() if run}
 
 
 def require_trainable(config: ml_collections.ConfigDict, training: Dataset) -> None:
-    """Checks that the config can be trained on these images.
+    """Checks that the config can be trained on these images, by these processes.
 
     Raises:
       InputError: what it names there is not, the embeddings or images are too small, or too few for batches without
-        replacement.
+        replacement; or the processes cannot share its batches.
     """
+    parallel.make_mesh(config.groups_per_batch)
     objectives.require_fit(config, len(training.class_names))
     models.require_fit(config, training.images.shape[1:])
     augment.require_fit(config, training.images.shape[1:])

@@ -8,9 +8,19 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / 'simclr_cifar'
 
 LEVELS = {
-    0: ['config', 'pieces'],
+    0: ['config', 'pieces', 'interruption'],
     1: [
-        *('files', 'sources', 'parallel', 'sampling', 'augment', 'convolutions', 'objectives', 'optimizers'),
+        *(
+            'files',
+            'sources',
+            'parallel',
+            'processes',
+            'sampling',
+            'augment',
+            'convolutions',
+            'objectives',
+            'optimizers',
+        ),
         *('neighbours', 'representation'),
     ],
     2: ['data', 'layers', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
@@ -19,7 +29,7 @@ LEVELS = {
     5: ['step'],
     6: ['checkpoint', 'evaluate', 'log', 'report'],
     7: ['train', 'findings'],
-    8: ['study_report'],
+    8: ['study_report', 'doctor', 'reevaluate'],
     9: ['study'],
     10: ['main'],
 }

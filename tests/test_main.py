@@ -102,33 +102,75 @@ def test_the_digits_are_learnt(tmp_path):
     assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['test/precision_at_1'] >= 0.97
 
 
-def test_killed_in_mid_epoch_and_resumed_is_never_killed(tmp_path):
-    flags = [*DIGITS, '--config.batches_per_epoch=60']
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    assert run(*flags, f'--workdir={whole}').returncode == 0
+LONGER = [*DIGITS, '--config.batches_per_epoch=60']
 
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    """A run of LONGER that nothing came in the way of."""
+    workdir = tmp_path_factory.mktemp('uninterrupted') / 'run'
+    assert run(*LONGER, f'--workdir={workdir}').returncode == 0
+    return workdir
+
+
+def interrupt(number, when, *flags):
+    """Starts LONGER, sends a signal once `when` holds, and returns the status and what was printed."""
     with subprocess.Popen(
-        command(*flags, f'--workdir={killed}'), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(*LONGER, *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         deadline = time.monotonic() + 120
-        while len(list((killed / 'checkpoints').glob('[0-9]'))) < 1 and time.monotonic() < deadline:
+        while not when() and time.monotonic() < deadline:
             time.sleep(0.005)
-        time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not (killed / 'metrics.json').exists()
+        process.send_signal(number)
+        output, errors = process.communicate()
+    return process.returncode, output, errors
 
-    result = run(*flags, f'--workdir={killed}')
+
+def assert_ends_as(workdir, uninterrupted):
+    result = run(*LONGER, f'--workdir={workdir}')
     assert result.returncode == 0, result.stderr
     assert 'Going on from epoch' in result.stdout
-    assert decided(killed / 'history.csv') == decided(whole / 'history.csv')
+    assert decided(workdir / 'history.csv') == decided(uninterrupted / 'history.csv')
     for name in ('metrics.json', 'eval/2/metrics.json', 'eval/4/confusion.csv'):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+        assert (workdir / name).read_bytes() == (uninterrupted / name).read_bytes()
     digests = [
         json.loads((path / 'checkpoints' / '4' / '_CHECKPOINT_METADATA').read_text())['custom_metadata']['digest']
-        for path in (whole, killed)
+        for path in (uninterrupted, workdir)
     ]
     assert digests[0] == digests[1]
+
+
+def test_killed_in_mid_epoch_and_resumed_is_never_killed(uninterrupted, tmp_path):
+    workdir = tmp_path / 'run'
+    status, _, _ = interrupt(
+        signal.SIGKILL, lambda: list((workdir / 'checkpoints').glob('[0-9]')), f'--workdir={workdir}'
+    )
+    assert status == -signal.SIGKILL
+    assert not (workdir / 'metrics.json').exists()
+    assert_ends_as(workdir, uninterrupted)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number):
+    workdir = tmp_path / 'run'
+    history = workdir / 'history.csv'
+    status, output, errors = interrupt(
+        *(number, lambda: history.exists() and len(history.read_text().splitlines()) > 1),
+        *(f'--workdir={workdir}', '--config.checkpoint_every_epochs=1000', '--stopped_status=75'),
+    )
+    assert (status, errors) == (75, '')
+    assert output.splitlines()[-1] == f'Stopped by {number.name}; the same command goes on from the newest checkpoint'
+    (saved,) = (workdir / 'checkpoints').iterdir()
+    assert saved.name == decided(history)[-1][0]
+    assert not (workdir / 'metrics.json').exists()
+    assert_ends_as(workdir, uninterrupted)
+
+
+def test_told_to_stop_before_there_is_anything_to_save_it_stops(tmp_path):
+    workdir = tmp_path / 'run'
+    status, output, errors = interrupt(signal.SIGTERM, lambda: (workdir / '.lock').exists(), f'--workdir={workdir}')
+    assert (status, errors) == (0, '')
+    assert 'Stopped by SIGTERM' in output
 
 
 def test_a_study_from_start_to_page_and_killed_in_between(tmp_path):
@@ -181,19 +223,23 @@ def test_another_config_in_the_same_workdir_is_refused(finished):
     assert result.returncode == 0, result.stderr
 
 
-def test_the_default_workdir_names_config_dataset_and_fingerprint(tmp_path):
-    result = subprocess.run(
-        [*command(f'--config={ROOT}/configs/smoke.py', *TINY)],
-        cwd=tmp_path,
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_the_default_workdir_names_config_dataset_and_fingerprint_and_is_gone_on_with(tmp_path):
+    def run_there(*flags):
+        return subprocess.run(
+            [*command(f'--config={ROOT}/configs/smoke.py', *TINY, *flags)],
+            cwd=tmp_path,
+            env=os.environ | {'PYTHONPATH': str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    result = run_there('--config.max_seconds=1e-9')
     (workdir,) = (tmp_path / 'runs').iterdir()
     fingerprint = json.loads((workdir / 'config.json').read_text())['fingerprint']
     assert workdir.name == f'smoke-digits-{fingerprint}'
     assert str(pathlib.Path('runs') / workdir.name) in result.stdout
+    assert 'Going on from epoch 1 of 4' in run_there().stdout
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(finished, tmp_path):

@@ -175,16 +175,18 @@ def test_the_cache_is_used_and_rebuilt_when_it_does_not_match(data_dir, cache_di
     del first, again  # No file is mapped while it is cut off.
 
     (folder,) = cache_dir.iterdir()
-    for spoilt in (b'', (folder / 'images.npy').read_bytes()[:-1]):
+    content = (folder / 'images.npy').read_bytes()
+    flipped = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+    for spoilt in (b'', content[:-1], flipped):
         (folder / 'images.npy').write_bytes(spoilt)
         np.testing.assert_array_equal(data.load('cifar10', 'train', data_dir, cache_dir).images, expected)
-    assert len(decoded) == 3
+    assert len(decoded) == 4
 
     # Another copy of the dataset, at the same place and of the same size.
     info = version_folder(data_dir) / 'dataset_info.json'
     info.write_text(info.read_text().replace('CIFAR-10', 'CIFAR-1O'))
     assert 'CIFAR-1O' in data.load('cifar10', 'train', data_dir, cache_dir).description
-    assert len(decoded) == 4
+    assert len(decoded) == 5
 
 
 def test_a_cache_is_whole_or_absent(data_dir, cache_dir, monkeypatch):

@@ -1,0 +1,209 @@
+"""What takes too long for every change: the program under hours of trouble in half an hour. Prints a table.
+
+    python tests/soak.py            # all
+    python tests/soak.py kills      # one: equal, kills, leaks
+
+Everything is drawn from fixed seeds; only when a process is killed depends on the machine. Exit status 1 where
+anything was lost.
+
+equal  losses and parameters of 200 steps on 1, 2, 4 and 8 devices and in 2 and 4 processes, for every objective
+kills  100 times SIGKILL at a random moment, from start-up to report; what is there stays whole, and ends as if unharmed
+leaks  memory, open files, threads and processes over 30 minutes of training, evaluation and resuming
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import psutil
+from PIL import Image
+from programs import finish, losses, started, weights
+
+COMMON = ['--config=configs/smoke.py', '--config.channels=8,8', '--config.embedding_dim=4']
+FEW_LOGITS = 'from simclr_cifar import objectives; objectives._LARGEST_LOGITS = 64'
+
+
+class Table:
+    """Lines of (what, tried, came through, note), printed as they come."""
+
+    def __init__(self):
+        self.well = True
+        print(f'{"what":58} {"tried":>6} {"well":>6}  note', flush=True)
+
+    def add(self, what: str, tried: int, well: int, note: str = '') -> None:
+        self.well &= tried == well
+        print(f'{what:58} {tried:6} {well:6}  {note}', flush=True)
+
+
+def equal(table: Table, folder: pathlib.Path) -> None:
+    """200 steps on one device against the same on more, and in more processes; every replica sees other images."""
+    views = ['--config.pairs=views', '--config.augmentation=simclr']
+    kinds = {
+        "anchor_positive, 'group'": [],
+        "anchor_positive, 'batch'": ['--config.negatives=batch'],
+        'sup_con': ['--config.objective=sup_con'],
+        'nt_xent': ['--config.objective=nt_xent', *views],
+        'siglip': ['--config.objective=siglip'],
+        'simplex': ['--config.objective=simplex', '--config.embedding_dim=10'],
+        'sup_con, batch normalisation': ['--config.objective=sup_con', '--config.head_batch_norm=True'],
+    }
+    common = [*COMMON, '--config.groups_per_batch=8', '--config.batches_per_epoch=100', '--config.num_epochs=2']
+    common += ['--config.milestones=2,', '--config.optimizer=sgd', '--config.learning_rate=0.02']
+    for number, (kind, flags) in enumerate(kinds.items()):
+        for chunked in (False, True):
+            if chunked and ('group' in kind or 'simplex' in kind):
+                continue  # They have no logits of the whole batch.
+            runs = {}
+            for processes, devices in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1)):
+                run = folder / f'{number}{"-chunked" * chunked}-{processes}x{devices}'
+                first = FEW_LOGITS if chunked else ''
+                with started(processes, *common, *flags, f'--workdir={run}', devices=devices, first=first) as group:
+                    ended = finish(group)
+                if any(status for status, _, _ in ended):
+                    print(*(errors for _, _, errors in ended), sep='\n', file=sys.stderr)
+                else:
+                    runs[processes, devices] = run
+            reference = runs[1, 1]
+            well, loss_apart, weight_apart = 0, 0.0, 0.0
+            for run in runs.values():
+                apart = np.max(np.abs(np.array(losses(run)) / losses(reference) - 1))
+                leaves = zip(weights(run).values(), weights(reference).values(), strict=True)
+                furthest = max(np.max(np.abs(one - other)) for one, other in leaves)
+                well += apart <= 1e-5 and furthest <= 1e-4
+                loss_apart, weight_apart = max(loss_apart, apart), max(weight_apart, furthest)
+            note = f'losses to {loss_apart:.1e}, parameters to {weight_apart:.1e}'
+            table.add(f'equal: {kind}{", in chunks" * chunked}', 6, well, note)
+
+
+def kills(table: Table, folder: pathlib.Path, count: int = 100) -> None:
+    """Kills a run again and again until it is through, then another, until there were so many kills."""
+    flags = [*COMMON, '--config.num_epochs=6', '--config.batches_per_epoch=200', '--config.milestones=2,4']
+    flags += ['--config.checkpoint_every_epochs=1', '--config.validation_fraction=0.1']
+    unharmed, since = folder / 'unharmed', time.monotonic()
+    assert run_for(None, *flags, f'--workdir={unharmed}') == 0
+    seconds = time.monotonic() - since
+    rng = np.random.default_rng(0)
+    killed = whole = kept = ended = alike = 0
+    while killed < count:
+        run, newest = folder / f'run-{ended}', 0
+        while run_for(rng.uniform(0, seconds) if killed < count else None, *flags, f'--workdir={run}') is None:
+            killed += 1
+            there = [int(path.name) for path in run.glob('checkpoints/*') if path.name.isdigit()]
+            kept += max(there, default=0) >= newest
+            newest = max(there, default=newest)
+            whole += tell(broken(run)) is None
+        ended += 1
+        alike += tell(differing(run, unharmed)) is None
+    table.add('kills: every file there is whole', killed, whole, f'a run unharmed takes {seconds:.0f} s')
+    table.add('kills: no checkpoint that was there is gone', killed, kept)
+    table.add('kills: runs end bit by bit as the one unharmed', ended, alike)
+
+
+def run_for(seconds: float | None, *flags: str) -> int | None:
+    """Returns the status of the program, or None where it took longer and was killed."""
+    with started(1, *flags, quiet=True) as group:
+        try:
+            return group[0].wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def tell(problem: str | None) -> str | None:
+    """Prints a problem, if it is one, and returns it."""
+    if problem:
+        print(problem, file=sys.stderr, flush=True)
+    return problem
+
+
+def broken(run: pathlib.Path) -> str | None:
+    """Returns what is wrong with a file of a run, hidden ones, which are being written, left out; None: nothing."""
+    for path in run.rglob('*'):
+        if any(part.startswith('.') for part in path.relative_to(run).parts) or not path.is_file():
+            continue
+        if 'checkpoints' in path.parts or 'tensorboard' in path.parts:
+            continue  # Whole or not is seen when the run goes on.
+        try:
+            if path.suffix == '.json':
+                json.loads(path.read_text())
+            elif path.suffix == '.npz':
+                with np.load(path, allow_pickle=False) as packed:
+                    dict(packed)
+            elif path.suffix == '.png':
+                Image.open(path).load()
+            elif path.suffix == '.html' and not path.read_text().rstrip().endswith('</html>'):
+                return f'{path} has no end'
+            elif path.suffix == '.csv':
+                with path.open(newline='') as file:
+                    rows = list(csv.reader(file))
+                # A line of the history may be unfinished: it is left out when read.
+                whole_rows = rows[:-1] if path.name == 'history.csv' else rows
+                if len({len(row) for row in whole_rows}) > 1:
+                    return f'{path} has rows of unequal length'
+        except Exception as error:
+            return f'{path}: {error}'
+    return None
+
+
+def differing(run: pathlib.Path, whole: pathlib.Path) -> str | None:
+    """Returns in what two finished runs differ; None: in nothing that is not a time."""
+    names = {path.relative_to(whole) for path in whole.rglob('*') if path.name in ('metrics.json', 'confusion.csv')}
+    for name in names:
+        if not (run / name).exists() or (run / name).read_bytes() != (whole / name).read_bytes():
+            return str(name)
+    ours, theirs = weights(run), weights(whole)
+    for name, values in theirs.items():
+        if not np.array_equal(ours[name], values):
+            return f'weights.npz, {name}'
+    return None if losses(run) == losses(whole) else 'history.csv'
+
+
+def leaks(table: Table, folder: pathlib.Path, minutes: float = 30) -> None:
+    """One process that trains, evaluates and saves for so long; twice told to stop, and gone on with."""
+    run = folder / 'run'
+    flags = [
+        *COMMON,
+        '--config.num_epochs=1000000',
+        '--config.batches_per_epoch=50',
+        '--config.checkpoint_every_epochs=5',
+    ]
+    flags += ['--config.validation_fraction=0.1', '--config.monitor_every_epochs=10', f'--workdir={run}']
+    flags += [f'--config.milestones=({",".join(str(epoch) for epoch in range(20, 40000, 20))},)']
+    for part in range(3):
+        samples = []
+        with started(1, *flags, quiet=True) as group:
+            process, since = psutil.Process(group[0].pid), time.monotonic()
+            while time.monotonic() - since < 20 * minutes:
+                time.sleep(5)
+                with process.oneshot():
+                    memory = process.memory_info().rss / 2**20
+                    samples.append((time.monotonic() - since, memory, process.num_fds(), process.num_threads()))
+            children = len(process.children(recursive=True))
+            group[0].terminate()
+            status = group[0].wait(timeout=60)
+        times, memory, files, threads = np.array(samples[len(samples) // 4 :]).T
+        slope = 60 * np.polyfit(times, memory, 1)[0]
+        well = slope < 1 and files[-1] <= files[0] + 2 and threads[-1] <= threads[0] + 2 and not children and not status
+        note = f'memory {memory[-1]:.0f} MB, {slope:+.2f} MB a minute; {files[-1]:.0f} files, {threads[-1]:.0f} threads'
+        table.add(f'leaks: part {part + 1} of 3, {minutes / 3:.0f} minutes', 1, int(well), note)
+
+
+def main() -> int:
+    parts = {'equal': equal, 'kills': kills, 'leaks': leaks}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('parts', nargs='*', choices=[*parts, []], help='default: all of them')
+    chosen = parser.parse_args().parts or list(parts)
+    table = Table()
+    for name in chosen:
+        with tempfile.TemporaryDirectory(prefix='soak-') as folder:
+            parts[name](table, pathlib.Path(folder))
+    return 0 if table.well else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
