@@ -2,7 +2,9 @@
 
 python -m simclr_cifar.main --config=configs/c4_best.py
 
-Being tuned: benchmarks/RECIPES.md.
+Measured on two shared cores of an AMD EPYC, CIFAR-10's JPEG copy, seed 0, test images: kNN accuracy 0.947, pair
+accuracy 0.925 after 30 epochs (50.8 minutes of training beside other work; the median epoch took 93 s). What was tried:
+benchmarks/RECIPES.md.
 """
 
 from simclr_cifar import config as config_lib

@@ -3,6 +3,7 @@
 #
 #   launch/local.sh [flags of simclr_cifar.main]      as in: launch/local.sh --config=configs/c4.py --config.num_epochs=15
 #   launch/local.sh --mode=study                      the study of configs/study.py
+#   launch/local.sh --mode=doctor                     whether this machine is fit, in under a minute
 #
 # Takes python3 >= 3.11, a package index and, the first time, a minute or two. CIFAR-10 is read from TFDS_DATA_DIR or
 # --data_dir, or downloaded; where it is neither there nor to be downloaded, the embedded digits take its place, and
@@ -20,7 +21,7 @@ case " $*" in
 esac
 
 case " $*" in
-  *" --help"* | *" --mode=eval"* | *" --mode=prepare"* | *" --data_dir"*) ;; # Nothing to fall back from.
+  *" --help"* | *" --mode=eval"* | *" --mode=prepare"* | *" --mode=doctor"* | *" --data_dir"*) ;; # No falling back.
   *)
     status=0
     found=$(python -m simclr_cifar.main "${flags[@]}" --mode=prepare) || status=$?

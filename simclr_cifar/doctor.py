@@ -60,11 +60,11 @@ def examine(
 
 def _versions() -> str:
     wrong, found = [], []
-    for line in _REQUIREMENTS.read_text().splitlines():
-        line = line.partition('#')[0].strip()
-        if not line:
-            continue
-        requirement = Requirement(line)
+    if _REQUIREMENTS.exists():
+        lines = [line.partition('#')[0].strip() for line in _REQUIREMENTS.read_text().splitlines()]
+    else:  # Installed without its checkout.
+        lines = importlib.metadata.requires('simclr_cifar')
+    for requirement in (Requirement(line) for line in lines if line):
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:

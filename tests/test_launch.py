@@ -64,6 +64,8 @@ def test_the_flags_reach_the_main_program(checkout):
     assert calls[-1] == '-m simclr_cifar.main --config=configs/c4.py'
     _, calls = launch(checkout, 'local.sh', '--mode=study')
     assert calls[-1] == '-m simclr_cifar.main --config=configs/study.py --mode=study'
+    _, calls = launch(checkout, 'local.sh', '--mode=doctor')
+    assert calls == ['-m simclr_cifar.main --config=configs/c10.py --mode=doctor']
     _, calls = launch(checkout, 'local.sh', '--mode=eval', '--workdir=runs/x')
     assert calls == ['-m simclr_cifar.main --mode=eval --workdir=runs/x']
 
