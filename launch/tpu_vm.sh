@@ -71,7 +71,13 @@ run() {
     "$@"
   fi
 }
-queued() { run gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"; }
+queued() {
+  if [ "$1" = list ]; then
+    run gcloud compute tpus queued-resources list --zone="$zone"
+  else
+    run gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"
+  fi
+}
 on_all() { run gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 copy() { run gcloud compute tpus tpu-vm scp --recurse --zone="$zone" "$@"; }
 state() {
@@ -79,7 +85,10 @@ state() {
     queued describe '--format=value(state.state)' >&2
     echo ACTIVE
   else
-    queued describe '--format=value(state.state)' 2>/dev/null || echo GONE
+    queued describe '--format=value(state.state)' 2>/dev/null || {
+      queued list >/dev/null || exit 1 # Not this TPU but the asking is at fault.
+      echo GONE
+    }
   fi
 }
 
@@ -96,19 +105,31 @@ case $only in
 esac
 
 fetch() { # Into a folder beside first, so that no half of it takes the place of a whole.
-  run mkdir -p runs
-  run rm -rf "runs/.$name-partial"
-  if copy --worker=0 "$name:run" "runs/.$name-partial"; then
-    run rm -rf "runs/$name"
-    run mv "runs/.$name-partial" "runs/$name"
-  fi
+  local partial="runs/.$name-$BASHPID"
+  run mkdir -p runs && run rm -rf "$partial" && copy --worker=0 "$name:run" "$partial" &&
+    run rm -rf "runs/$name" && run mv "$partial" "runs/$name"
 }
 
-fetching=
+fetching='' created='' unfetched=''
+stop_fetching() {
+  if [ -n "$fetching" ]; then
+    pkill -P "$fetching" 2>/dev/null || true
+    kill "$fetching" 2>/dev/null || true
+    wait "$fetching" 2>/dev/null || true
+    fetching=''
+  fi
+}
 # shellcheck disable=SC2317 # The trap calls it.
 finish() {
-  [ -z "$fetching" ] || kill "$fetching" 2>/dev/null || true
-  [ -n "$keep" ] || queued delete --force --quiet
+  stop_fetching
+  if [ -z "$created" ]; then
+    return # Nothing of this script's is there.
+  fi
+  if [ -n "$unfetched" ] && ! fetch; then
+    echo "The run could not be fetched. The TPU is still there, and costs money: fetch it, then --delete" >&2
+  elif [ -z "$keep" ]; then
+    queued delete --force --quiet
+  fi
 }
 trap finish EXIT
 
@@ -116,6 +137,7 @@ while true; do
   if [ "$(state)" = GONE ] || [ -n "$dry_run" ]; then
     queued create --node-id="$name" --accelerator-type="$type" --runtime-version="$version" ${spot:+"$spot"}
   fi
+  created=yes
   echo "Waiting for a $type in $zone"
   while [ "$(state)" != ACTIVE ]; do
     case $(state) in
@@ -135,26 +157,33 @@ while true; do
       sudo apt-get update -qq; sudo apt-get install -y -qq python3.11 python3.11-venv; python3.11 -m venv .venv
     fi
     .venv/bin/pip install --quiet -r requirements-tpu.txt'
-  if [ -d "runs/$name" ]; then # Of a TPU that was taken away, or of before.
-    copy --worker=0 "runs/$name" "$name:run"
+  if [ -d "runs/$name" ]; then # Of a TPU that was taken away, or of before; one that was kept has its own.
+    run gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=0 --command='test -d run' ||
+      copy --worker=0 "runs/$name" "$name:run"
   fi
 
   if [ -z "$dry_run" ]; then
     (while sleep $((60 * fetch_every)); do fetch >/dev/null 2>&1 || true; done) &
     fetching=$!
   fi
+  unfetched=yes
   # Workers tell each other from the TPU's own environment.
   status=0
-  on_all "set -o pipefail; cd code && .venv/bin/python -m simclr_cifar.main --workdir=../run$(printf ' %q' "$@") 2>&1 | tee -a ../run.log" || status=$?
-  [ -z "$fetching" ] || kill "$fetching" 2>/dev/null || true
-  fetching=
+  on_all "set -o pipefail; cd code && .venv/bin/python -m simclr_cifar.main --workdir=../run --stopped_status=75$(printf ' %q' "$@") 2>&1 | tee -a ../run.log" || status=$?
+  stop_fetching
+  if [ "$status" -ne 0 ]; then
+    sleep 60 # A TPU that was taken away is not at once said to be.
+  fi
   if [ "$status" -eq 0 ] || [ "$(state)" = ACTIVE ]; then
     break
   fi
   echo "The TPU was taken away: asking for another"
+  unfetched=''
   queued delete --force --quiet || true
 done
 
-fetch
-[ "$status" -eq 0 ] && echo "The run: runs/$name"
+if fetch; then
+  unfetched=''
+  echo "The run: runs/$name"
+fi
 exit "$status"

@@ -17,13 +17,14 @@ import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
 from orbax.checkpoint.experimental.v1._src.saving import execution
 
+from simclr_cifar import interruption
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder, write_arrays
 from simclr_cifar.step import TrainState
 
 # Of several processes one alone reads and writes checkpoints; Orbax would have all of them come along.
 _ALONE = ocp.Context()
-_ALONE.multiprocessing.active_processes = {0}
+_ALONE.multiprocessing.active_processes, _ALONE.multiprocessing.primary_host = {0}, 0
 # Which it heeds everywhere but where it compares all processes' paths.
 execution._check_directory_consistency = lambda directory: None
 
@@ -51,15 +52,18 @@ def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState
     """
     path = directory / str(epoch)
     logging.disable()  # What Orbax logs of a damaged checkpoint is said below in one line.
-    try:
-        _read_through(path)
-        with _ALONE:
-            saved = ocp.load(path.absolute())
-            intact = ocp.metadata(path.absolute()).custom_metadata['digest'] == _digest(saved)
-    except Exception:  # Orbax has errors of many kinds for what is missing, cut off or changed.
-        intact = False
-    finally:
-        logging.disable(logging.NOTSET)
+    with interruption.deferred():  # Which Orbax would take for damage.
+        try:
+            _read_through(path)
+            with _ALONE:
+                saved = ocp.load(path.absolute())
+                intact = ocp.metadata(path.absolute()).custom_metadata['digest'] == _digest(saved)
+        except Exception:  # Orbax has errors of many kinds for what is missing, cut off or changed.
+            intact = False
+        finally:
+            logging.disable(logging.NOTSET)
+    if interruption.requested():
+        raise interruption.Interrupted(interruption.requested())
     if not intact:
         raise CheckpointDamaged(f'{path}: the checkpoint is damaged; use another epoch')
     _require_same_shapes(path, saved, flax.serialization.to_state_dict(like))
@@ -69,7 +73,8 @@ def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState
 def restore_latest(directories: Sequence[pathlib.Path], likes: Sequence[TrainState]) -> tuple[int, list[TrainState]]:
     """Returns the newest epoch that is intact in every directory, and its states; (0, likes) where there is none.
 
-    Damaged checkpoints on the way are reported and moved to a folder beside, so that their epochs can be saved again.
+    Damaged checkpoints on the way, and those that others lack, are reported and moved to a folder beside, so that their
+    epochs can be saved again.
 
     Args:
       directories: of runs that are trained together.
@@ -85,11 +90,17 @@ def restore_latest(directories: Sequence[pathlib.Path], likes: Sequence[TrainSta
             try:
                 states.append(restore(directory, epoch, like))
             except CheckpointDamaged as error:
-                aside = _move_aside(directory, epoch)
+                aside = _move_aside(directory, epoch, 'damaged')
                 print(f'{error}. Moved to {aside}; going on from the one before.', flush=True)
         if len(states) == len(directories):
-            return epoch, states
-    return 0, list(likes)
+            break
+    else:
+        epoch, states = 0, list(likes)
+    for directory in directories:
+        for ahead in (number for number in saved_epochs(directory) if number > epoch):
+            aside = _move_aside(directory, ahead, 'ahead')
+            print(f'{directory / str(ahead)}: the runs beside it have none. Moved to {aside}.', flush=True)
+    return epoch, states
 
 
 def save_weights(run: RunFolder, epoch: int, state: TrainState) -> None:
@@ -129,8 +140,8 @@ def _require_same_shapes(path: pathlib.Path, found: dict, expected: dict) -> Non
             )
 
 
-def _move_aside(directory: pathlib.Path, epoch: int) -> pathlib.Path:
-    aside = directory.with_name('checkpoints-damaged') / str(epoch)
+def _move_aside(directory: pathlib.Path, epoch: int, why: str) -> pathlib.Path:
+    aside = directory.with_name(f'checkpoints-{why}') / str(epoch)
     while aside.exists():
         aside = aside.with_name(f'{aside.name}-again')
     aside.parent.mkdir(exist_ok=True)
@@ -169,10 +180,14 @@ class Saver:
 
     def wait(self) -> None:
         """Returns once what was saved is on disk and what is no longer kept is not; raises what kept it from there."""
-        saving, self._saving = self._saving, None
-        if saving is None:
+        if self._saving is None:
             return
-        saving.result()
+        try:
+            self._saving.result()
+        except Exception:
+            self._saving = None
+            raise
+        self._saving = None
         for epoch in set(saved_epochs(self.directory)[: -self._keep]) - set(self._milestones):
             # Renamed first, as half a checkpoint under its own name would be taken for a damaged one.
             deleted = (self.directory / str(epoch)).rename(self.directory / f'{epoch}-deleted')

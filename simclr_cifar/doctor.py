@@ -42,8 +42,12 @@ def examine(
             mark, found = 'ok', function()
         except InputError as error:
             mark, found, well = 'no', ' '.join(str(error).split()), False
-        if mark == 'no' or processes.is_leader():
+        except Exception as error:  # Of a driver or a compiler that is broken there are many kinds.
+            mark, found, well = 'no', f'{type(error).__name__}: {" ".join(str(error).split())[:500]}', False
+        if processes.is_leader():
             print(f'{mark}  {name:10} {found}', flush=True)
+        elif mark == 'no':
+            print(f'{mark}  {name:10} (on {platform.node()}) {found}', flush=True)
 
     check('versions', _versions)
     check('devices', _devices)

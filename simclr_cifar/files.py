@@ -31,7 +31,8 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
             os.chmod(partial.name, 0o644)
             os.replace(partial.name, path)
         except BaseException:
-            os.unlink(partial.name)
+            with contextlib.suppress(FileNotFoundError):  # Interrupted just after it had its name.
+                os.unlink(partial.name)
             raise
 
 

@@ -16,7 +16,7 @@ class Interrupted(BaseException):
 
 
 def handle() -> None:
-    """Makes a first signal raise `Interrupted` in the main thread; a second one ends the process as if unhandled."""
+    """Makes a first signal raise `Interrupted` in the main thread, and a second one end the process at once."""
     global _deferring, _reason
     _deferring, _reason = False, None
     for number in _SIGNALS:
@@ -26,12 +26,16 @@ def handle() -> None:
 def _asked(number: int, frame) -> None:
     global _reason
     for each in _SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+        signal.signal(each, _asked_again)
     _reason = signal.Signals(number).name
     if not _deferring:
         raise Interrupted(_reason)
     # Not by print, which the signal may have come in the midst of.
-    os.write(1, b'Stopping at the end of the epoch; another signal stops at once\n')
+    os.write(1, b'Stopping when what is under way is saved; another signal stops at once\n')
+
+
+def _asked_again(number: int, frame) -> None:
+    os._exit(128 + number)  # The default would be to ignore it, where the process is a container's first.
 
 
 def requested() -> str | None:

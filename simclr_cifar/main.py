@@ -83,6 +83,8 @@ def main(argv: list[str]) -> int:
     except RunFailed as error:
         return _fail(error, _EXIT_FAILED)
     except interruption.Interrupted as error:
+        if _MODE.value not in ('train', 'study'):
+            return _fail(f'stopped by {error}', _EXIT_FAILED)
         print(f'Stopped by {error}; the same command goes on from the newest checkpoint')
         return _STOPPED_STATUS.value
     except Exception as error:
@@ -157,10 +159,10 @@ def _study() -> int:
         folder = files.StudyFolder(_WORKDIR.value or _default_workdir(config))
         _require_same_config(folder, config)
         with folder.locked():
-            study.run_study(_name(), config, plan, folder, *where)
+            finished = study.run_study(_name(), config, plan, folder, *where)
         print(folder.text.read_text())
         print(f'Study: {folder.page}')
-    return 0
+    return 0 if finished else _STOPPED_STATUS.value
 
 
 def _together() -> tuple:

@@ -23,14 +23,16 @@ from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from simclr_cifar.config import InputError, RunFailed
-from simclr_cifar.interruption import Interrupted
+from simclr_cifar.interruption import Interrupted, deferred
 
 _BEAT = 1.0  # seconds from one sign of life to the next
 _A_WHILE = 1000  # milliseconds, for which no signal is heard
 _EXIT_FAILED = 1
 _REMEDY = 'what was finished is kept; the same command, in every process, goes on'
 
-_agreements = itertools.count()
+_GLANCE = 0.002  # seconds between looks at who has come
+
+_agreements, _meetings = itertools.count(), itertools.count()
 
 
 class ProcessLost(RunFailed):
@@ -64,8 +66,9 @@ def together(
     threading.Thread(target=_watch, args=(timeout, leaving), daemon=True).start()
     try:
         yield
-        wait_for_leader()
-        _leave('finished', 60 * _A_WHILE)
+        with deferred():  # The work is done.
+            meet()
+            _leave('finished', 60 * _A_WHILE)
     except Interrupted as error:
         if not _leave('interrupted', 5 * _A_WHILE):  # As a rule all are, and leave together.
             _fail(f'told to end by {error}')
@@ -75,8 +78,8 @@ def together(
             _fail(str(error))
             raise
         line = (
-            f'a transfer between processes failed ({str(error).splitlines()[0]}): one of them has ended, or the '
-            f'network has; {_REMEDY}'
+            f'a computation, or a transfer between processes, failed ({str(error).splitlines()[0]}): most likely one '
+            f'of them has ended; {_REMEDY}'
         )
         if not is_leader():
             _end(line)  # If it was the leader, JAX is about to abort this process.
@@ -103,11 +106,12 @@ def _leave(name: str, timeout: int) -> bool:
 
 
 def _fail(reason: str) -> None:
-    """Tells the other processes, which ends them, and gives them time to hear of it."""
+    """Tells the other processes, which ends them."""
     key = f'failed/{distributed.global_state.process_id}'
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         distributed.global_state.client.key_value_set(key, ' '.join(reason.split()))
-    time.sleep(3 * _BEAT)
+    if is_leader():
+        time.sleep(3 * _BEAT)  # What it says is heard as long as it is there.
 
 
 def _start(coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float) -> None:
@@ -133,8 +137,8 @@ def _start(coordinator: str | None, num_processes: int | None, process_id: int |
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f'--coordinator={coordinator}: the processes did not come together ({str(error).splitlines()[0]}); start '
-            'all of them, each with its own --process_id, where they reach process 0'
+            f'--coordinator={coordinator or "(as the environment tells)"}: the processes did not come together '
+            f'({str(error).splitlines()[0]}); start all of them, each with its own number, where they reach process 0'
         ) from error
 
 
@@ -179,45 +183,59 @@ def any_of(asked: bool) -> bool:
 
 def everywhere(well: bool) -> bool:
     """Returns whether it is so in every process; all have to ask."""
+    meet()
     return bool(np.all(multihost_utils.process_allgather(np.array(well))))
 
 
-def wait_for_leader() -> None:
-    """Waits until the leader is here, as long as it takes; transfers between devices may wait for no more than 30 s."""
+def meet() -> None:
+    """Waits until all processes are here, as long as it takes: transfers between devices may wait for 30 s only."""
+    client = distributed.global_state.client
+    if client is None:
+        return
+    name = f'meeting/{next(_meetings)}/'
+    client.key_value_set(f'{name}{distributed.global_state.process_id}', '')
+    while is_leader() and len(client.key_value_dir_get(name)) < distributed.global_state.num_processes:
+        time.sleep(_GLANCE)
     agree(None)
 
 
 def from_leader(tree):
     """Returns the leader's arrays in every process, whose own are of the same shapes."""
-    wait_for_leader()
-    return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
+    meet()
+    return multihost_utils.broadcast_one_to_all(tree, is_source=is_leader()) if jax.process_count() > 1 else tree
 
 
 def _watch(timeout: float, leaving: threading.Event) -> None:
     """Ends the process where another has failed, or is not heard of for so many seconds, unless it leaves by itself."""
-    client, own = distributed.global_state.client, distributed.global_state.process_id
-    count = distributed.global_state.num_processes
+    own, count = distributed.global_state.process_id, distributed.global_state.num_processes
     # The leader watches all others, they the leader, so that what is sent grows with their number, not its square.
     watched = {'leader/0'} if own else {f'other/{number}' for number in range(1, count)}
     beats, heard = {}, dict.fromkeys(watched, time.monotonic())
+    # A thread of its own, as a call to a leader that is stopped does not return.
+    threading.Thread(target=_listen, args=(beats, heard, leaving), daemon=True).start()
+    while not leaving.wait(_BEAT):
+        for key, when in list(heard.items()):
+            if time.monotonic() - when > timeout:
+                host = beats.get(key, '').partition(' ')[2] or 'an unknown host'
+                _end(f'process {_number(key)} of {count} (on {host}) is not heard of for {timeout:g} s; {_REMEDY}')
+
+
+def _listen(beats: dict[str, str], heard: dict[str, float], leaving: threading.Event) -> None:
+    """Gives signs of life, notes those of others and when they came, and ends the process where one has failed."""
+    client, own = distributed.global_state.client, distributed.global_state.process_id
     while not leaving.wait(_BEAT):
         try:
             client.key_value_set(f'{"other" if own else "leader"}/{own}', f'{time.time()} {socket.gethostname()}', True)
             found = client.key_value_dir_get('leader/' if own else 'other/')
             failures = client.key_value_dir_get('failed/')
         except RuntimeError:  # The leader, who keeps them, is not there.
-            found, failures = [], []
+            continue
         for key, line in failures:
-            if key != f'failed/{own}':
+            if key != f'failed/{own}' and not leaving.is_set():
                 _end(f'process {_number(key)} failed: {line}')
-        now = time.monotonic()
         for key, value in found:
             if beats.get(key) != value:
-                beats[key], heard[key] = value, now
-        for key, when in heard.items():
-            if now - when > timeout:
-                host = beats.get(key, '').partition(' ')[2] or 'an unknown host'
-                _end(f'process {_number(key)} of {count} (on {host}) is not heard of for {timeout:g} s; {_REMEDY}')
+                beats[key], heard[key] = value, time.monotonic()
 
 
 def _number(key: str) -> str:

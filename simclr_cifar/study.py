@@ -49,8 +49,8 @@ def run_study(
     folder: StudyFolder | None,
     data_dir: str | None = None,
     cache_dir: str | None = None,
-) -> None:
-    """Trains and reports what is not finished, and writes the study's files.
+) -> bool:
+    """Trains and reports what is not finished, writes the study's files, and returns whether all is finished now.
 
     Args:
       name: of the config file.
@@ -62,7 +62,7 @@ def run_study(
     Raises:
       log.TrainingDiverged: as `train.train`.
     """
-    seeds = range(config.seed, config.seed + config.num_seeds)
+    seeds, finished = range(config.seed, config.seed + config.num_seeds), True
     if folder:
         described = {'name': name, 'fingerprint': config_lib.fingerprint(config), 'config': config_lib.to_json(config)}
         write_json(folder.config, described | {'subsets': list(subsets), 'seeds': list(seeds)})
@@ -86,8 +86,10 @@ def run_study(
             _find_duplicates(folder, subset_name, splits)
             for run in runs.values():
                 report.write_report(run)
+            finished &= _is_finished(folder, subset_name, runs, config)
     if folder:
         study_report.write_study(folder)
+    return finished
 
 
 def _is_finished(

@@ -89,7 +89,9 @@ def train(
         write_json(run.evaluation(epoch) / 'monitor.json', figures)
         log.monitor(run, epoch, figures)
 
-    savers = [checkpoint.Saver(run.checkpoints, config.checkpoints_to_keep, milestones) for run in folders]
+    # Runs go on from what all of them have: one may be a checkpoint behind when it is killed.
+    kept = max(config.checkpoints_to_keep, 2 if len(folders) > 1 else 1)
+    savers = [checkpoint.Saver(run.checkpoints, kept, milestones) for run in folders]
     log = Log(config, folders, epoch, len(class_names))
     with contextlib.ExitStack() as stack:
         for resource in (*savers, log):
@@ -110,7 +112,7 @@ def train(
         in_flight = None  # An epoch's metrics are read while the device trains the next.
         stop = False
         while epoch < config.num_epochs and not stop:
-            processes.wait_for_leader()
+            processes.meet()
             with interruption.deferred():
                 epoch += 1
                 stacked, metrics = run_epoch(stacked, seeds, images, index)
@@ -128,14 +130,20 @@ def train(
                     log.epoch(*in_flight)
                     in_flight = None
                     states = _unstack(stacked, len(folders))
-                if saved:
+                    # Most of an epoch's time is spent waiting for it, so a signal comes then.
+                    told_to_end = processes.any_of(told_to_end or interruption.requested() is not None)
+                if watched:
+                    for run, state in zip(folders, states, strict=True):
+                        watch_run(run, epoch, state)
+                if saved or told_to_end:
                     for saver, state in zip(savers, states, strict=True):
                         saver.save(epoch, state)
+                if told_to_end:
+                    for saver in savers:
+                        saver.wait()
+                    processes.meet()
             if told_to_end:
                 raise interruption.Interrupted(interruption.requested() or 'a signal to another process')
-            if watched:
-                for run, state in zip(folders, states, strict=True):
-                    watch_run(run, epoch, state)
             if milestone:
                 for run, state in zip(folders, states, strict=True):
                     evaluate_run(run, epoch, state, scored_last if last else scored)

@@ -60,7 +60,8 @@ def damage(path, kind):
         path.write_bytes(content[: len(content) // 2])
     else:
         middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+        flipped = content[middle] ^ 0xFF if content else 0
+        path.write_bytes(content[:middle] + bytes([flipped]) + content[middle + 1 :])
 
 
 @pytest.mark.parametrize('kind', ['missing', 'cut off', 'changed'])
@@ -114,5 +115,14 @@ def test_runs_trained_together_go_on_from_the_newest_epoch_intact_in_all(saved, 
     assert epoch == 3
     for state in states:
         assert_identical(state, make_state(seed=3))
-    assert checkpoint.saved_epochs(directories[0]) == [2, 3, 5, 6]
-    assert checkpoint.saved_epochs(directories[2]) == [2, 3, 6]
+    # Newer ones would be taken for the newest, and those saved from here on deleted in their favour.
+    assert [checkpoint.saved_epochs(directory) for directory in directories] == [[2, 3]] * 3
+    assert checkpoint.saved_epochs(tmp_path / 'a' / 'checkpoints-ahead') == [5, 6]
+
+
+def test_what_a_killed_process_was_writing_or_deleting_is_cleared(copied):
+    for name in ('7.orbax-checkpoint-tmp', '3-deleted'):
+        (copied / name).mkdir()
+    with checkpoint.Saver(copied, keep=2, milestones=[2, 3]) as saver:
+        saver.save(7, make_state(seed=7))
+    assert sorted(path.name for path in copied.iterdir()) == ['2', '3', '6', '7']

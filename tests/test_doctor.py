@@ -71,6 +71,16 @@ def test_a_gradient_that_is_summed_where_its_mean_is_meant_is_found(capsys, tmp_
     assert found['memory'][0] == 'ok'
 
 
+def test_a_device_that_fails_is_told_not_thrown(capsys, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError('INTERNAL: the driver\nis too old')
+
+    monkeypatch.setattr(doctor.step, 'compile_epoch', fail)
+    well, found = examine(capsys, small(), tmp_path)
+    assert not well
+    assert found['memory'] == ('no', 'RuntimeError: INTERNAL: the driver is too old')
+
+
 def test_memory_that_is_not_there_is_missed(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.psutil, 'virtual_memory', lambda: types.SimpleNamespace(available=1000))
     well, found = examine(capsys, small(), tmp_path)

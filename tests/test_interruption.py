@@ -1,4 +1,6 @@
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -36,7 +38,10 @@ def test_a_block_leaves_nothing_deferred():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_after_the_first_signal_the_next_is_not_handled():
-    with interruption.deferred():
-        signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+def test_a_second_signal_ends_the_process():
+    program = (
+        'import os, signal, sys, time; from simclr_cifar import interruption; interruption.handle();\n'
+        'with interruption.deferred():\n'
+        '    signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGINT); sys.exit(3)'
+    )
+    assert subprocess.run([sys.executable, '-c', program], check=False, stdout=subprocess.DEVNULL).returncode == 130

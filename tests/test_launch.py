@@ -85,9 +85,13 @@ GCLOUD = """#!/bin/bash
 echo "$*" >> "$CALLS"
 case "$*" in
   *describe*) cat "$CALLS.state" 2>/dev/null || exit 1 ;;
+  *'test -d run'*) exit 1 ;;
   *queued-resources\\ create*) echo ACTIVE > "$CALLS.state" ;;
   *queued-resources\\ delete*) rm -f "$CALLS.state" ;;
-  *worker=0*trial:run\\ *) mkdir -p "${@: -1}"; echo fetched > "${@: -1}/history.csv" ;;
+  *worker=0*trial:run\\ *)
+    [ -z "$UNREACHABLE" ] || exit 1
+    mkdir -p "${@: -1}"
+    echo fetched > "${@: -1}/history.csv" ;;
   *simclr_cifar.main*)
     if [ -e "$CALLS.taken" ]; then rm "$CALLS.taken"; echo SUSPENDED > "$CALLS.state"; exit 1; fi
     exit "${PROGRAM_STATUS:-0}" ;;
@@ -121,7 +125,7 @@ def tpu(tmp_path):
             timeout=60,
         )
         calls = (tmp_path / 'calls').read_text().splitlines()
-        return result, [call for call in calls if ' describe ' not in call]
+        return result, [call for call in calls if ' describe ' not in call and ' list ' not in call]
 
     run.folder = tmp_path
     return run
@@ -137,7 +141,7 @@ def test_a_tpu_is_asked_for_used_and_given_back(tpu):
     (program,) = [call for call in calls if 'simclr_cifar.main' in call]
     assert '--worker=all' in program
     assert 'set -o pipefail; ' in program  # Lest the status be that of the log's writer.
-    assert '--workdir=../run --config=configs/simclr_r18.py --classes=truck\\,cat 2>&1' in program
+    assert '--workdir=../run --stopped_status=75 --config=configs/simclr_r18.py --classes=truck\\,cat 2>&1' in program
     assert calls[-1] == 'compute tpus queued-resources delete trial --zone=us-east5-b --force --quiet'
     assert (tpu.folder / 'runs' / 'trial' / 'history.csv').read_text() == 'fetched\n'
 
@@ -160,6 +164,13 @@ def test_a_program_that_fails_gives_the_tpu_back_and_its_status(tpu):
     assert 'delete' in calls[-1]
     _, calls = tpu(*TPU, '--keep', '--', '--config=configs/none.py', PROGRAM_STATUS='2')
     assert not any('delete' in call for call in calls)
+
+
+def test_a_run_that_cannot_be_fetched_keeps_its_tpu(tpu):
+    result, calls = tpu(*TPU, '--', '--config=configs/simclr_r18.py', UNREACHABLE='yes')
+    assert not any(' delete ' in call for call in calls)
+    assert 'The TPU is still there' in result.stderr
+    assert 'The run:' not in result.stdout
 
 
 def test_a_dry_run_prints_what_it_would_do_and_does_nothing(tpu):

@@ -42,13 +42,13 @@ def test_processes_train_what_one_trains(two_processes, tmp_path):
 @pytest.mark.parametrize(('victim', 'by'), [(1, signal.SIGSTOP), (0, signal.SIGKILL)])
 def test_one_that_is_lost_ends_the_other_and_both_go_on(two_processes, tmp_path, victim, by):
     run = tmp_path / 'run'
-    flags = [*SMALL, f'--workdir={run}', '--peer_timeout=5']
-    with started(2, *flags, '--config.batches_per_epoch=8') as group:
+    flags = [*SMALL, f'--workdir={run}', '--peer_timeout=20']
+    with started(2, *flags) as group:
         wait_for_epoch(run, 1)
         group[victim].send_signal(by)
         since = time.monotonic()
-        _, errors = group[1 - victim].communicate(timeout=60)
-        assert time.monotonic() - since < 15
+        _, errors = group[1 - victim].communicate(timeout=120)
+        assert time.monotonic() - since < 50
     assert group[1 - victim].returncode == 1, errors
     (line,) = errors_of(errors)
     assert 'the same command, in every process, goes on' in line
@@ -64,8 +64,9 @@ def test_one_that_is_lost_ends_the_other_and_both_go_on(two_processes, tmp_path,
 @pytest.mark.parametrize('asked', [[1], [0, 1]])
 def test_a_signal_to_some_has_all_save_and_leave(tmp_path, asked):
     run = tmp_path / 'run'
-    flags = [*SMALL, f'--workdir={run}', '--config.num_epochs=100000', '--config.checkpoint_every_epochs=100000']
-    flags += ['--config.milestones=100000,']
+    flags = [flag for flag in SMALL if not flag.startswith(('--config.num', '--config.checkpoint', '--config.mile'))]
+    flags += ['--config.num_epochs=100000', '--config.checkpoint_every_epochs=100000', '--config.milestones=100000,']
+    flags += [f'--workdir={run}']
     with started(2, *flags) as group:
         while not (run / 'history.csv').exists() or len(losses(run)) < 3:
             time.sleep(0.05)
@@ -109,8 +110,9 @@ def test_flags_that_do_not_belong_together_are_refused(flags, said, tmp_path):
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
     with started(2, *SMALL, f'--workdir={tmp_path / "run"}', '--config.groups_per_batch=3') as group:
         ended = finish(group)
-    for status, _, errors in ended:
-        assert status == 2
+    # One that is slow to start may hear of it from the other.
+    assert 2 in {status for status, _, _ in ended} <= {1, 2}
+    for _, _, errors in ended:
         assert '--config.groups_per_batch=3: 2 processes cannot share' in errors_of(errors)[0]
     assert not (tmp_path / 'run').exists()
 
