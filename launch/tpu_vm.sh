@@ -111,11 +111,13 @@ fetch() { # Into a folder beside first, so that no half of it takes the place of
 }
 
 fetching='' created='' unfetched=''
-stop_fetching() {
+stopped=$(mktemp -d)/stopped
+stop_fetching() { # Not in the midst of it.
   if [ -n "$fetching" ]; then
-    pkill -P "$fetching" 2>/dev/null || true
-    kill "$fetching" 2>/dev/null || true
-    wait "$fetching" 2>/dev/null || true
+    touch "$stopped"
+    pkill -P "$fetching" -x sleep || true
+    wait "$fetching" || true
+    rm "$stopped"
     fetching=''
   fi
 }
@@ -163,7 +165,7 @@ while true; do
   fi
 
   if [ -z "$dry_run" ]; then
-    (while sleep $((60 * fetch_every)); do fetch >/dev/null 2>&1 || true; done) &
+    (while [ ! -e "$stopped" ] && sleep $((60 * fetch_every)); do fetch >/dev/null 2>&1 || true; done) &
     fetching=$!
   fi
   unfetched=yes
