@@ -71,13 +71,7 @@ run() {
     "$@"
   fi
 }
-queued() {
-  if [ "$1" = list ]; then
-    run gcloud compute tpus queued-resources list --zone="$zone"
-  else
-    run gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"
-  fi
-}
+queued() { run gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"; }
 on_all() { run gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 copy() { run gcloud compute tpus tpu-vm scp --recurse --zone="$zone" "$@"; }
 state() {
@@ -86,7 +80,7 @@ state() {
     echo ACTIVE
   else
     queued describe '--format=value(state.state)' 2>/dev/null || {
-      queued list >/dev/null || exit 1 # Not this TPU but the asking is at fault.
+      gcloud compute tpus queued-resources list --zone="$zone" >/dev/null || exit 1 # Not this TPU but the asking is at fault.
       echo GONE
     }
   fi

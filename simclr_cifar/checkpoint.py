@@ -24,7 +24,7 @@ from simclr_cifar.step import TrainState
 
 # Of several processes one alone reads and writes checkpoints; Orbax would have all of them come along.
 _ALONE = ocp.Context()
-_ALONE.multiprocessing.active_processes, _ALONE.multiprocessing.primary_host = {0}, 0
+_ALONE.multiprocessing.active_processes = {0}
 # Which it heeds everywhere but where it compares all processes' paths.
 execution._check_directory_consistency = lambda directory: None
 

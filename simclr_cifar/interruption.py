@@ -47,8 +47,8 @@ def requested() -> str | None:
 def deferred() -> Iterator[None]:
     """Within the block a first signal is only noted: who defers it looks for it with `requested`."""
     global _deferring
-    _deferring = True
+    before, _deferring = _deferring, True
     try:
         yield
     finally:
-        _deferring = False
+        _deferring = before

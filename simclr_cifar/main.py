@@ -48,16 +48,11 @@ _CACHE_DIR = flags.DEFINE_string(
 _STOPPED_STATUS = flags.DEFINE_integer(
     'stopped_status',
     0,
-    'Exit status where SIGTERM, SIGINT or max_seconds stopped a run that is to go on; as 75, for '
-    'engines that take 0 for the end of it.',
-    0,
-    255,
+    'Where SIGTERM, SIGINT or max_seconds stopped a run that is to go on; as 75, for engines that take 0 for its end.',
+    *(0, 255),
 )
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator',
-    None,
-    'HOST:PORT of process 0, where several train together; default: as Slurm, Open MPI, Cloud TPU, '
-    'GKE or Kubernetes say.',
+    'coordinator', None, 'HOST:PORT of process 0, where several train together; default: as Slurm or its like say.'
 )
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes there are.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: which of them this is, from 0.')

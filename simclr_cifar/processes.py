@@ -26,11 +26,10 @@ from simclr_cifar.config import InputError, RunFailed
 from simclr_cifar.interruption import Interrupted, deferred
 
 _BEAT = 1.0  # seconds from one sign of life to the next
+_GLANCE = 0.002  # seconds between looks at who has come
 _A_WHILE = 1000  # milliseconds, for which no signal is heard
 _EXIT_FAILED = 1
 _REMEDY = 'what was finished is kept; the same command, in every process, goes on'
-
-_GLANCE = 0.002  # seconds between looks at who has come
 
 _agreements, _meetings = itertools.count(), itertools.count()
 
@@ -206,7 +205,7 @@ def from_leader(tree):
 
 
 def _watch(timeout: float, leaving: threading.Event) -> None:
-    """Ends the process where another has failed, or is not heard of for so many seconds, unless it leaves by itself."""
+    """Ends the process where another is not heard of for so many seconds, unless it leaves by itself."""
     own, count = distributed.global_state.process_id, distributed.global_state.num_processes
     # The leader watches all others, they the leader, so that what is sent grows with their number, not its square.
     watched = {'leader/0'} if own else {f'other/{number}' for number in range(1, count)}

@@ -120,22 +120,25 @@ def train(
                     log.epoch(*in_flight)
                 in_flight = epoch, metrics
                 out_of_time = config.max_seconds and time.monotonic() - started >= config.max_seconds
-                told_to_end = processes.any_of(interruption.requested() is not None)
                 stop = processes.agree(bool(out_of_time))
                 last = stop or epoch == config.num_epochs
                 watched = watch and epoch % config.monitor_every_epochs == 0
                 milestone = last or epoch in milestones
-                saved = milestone or told_to_end or epoch % config.checkpoint_every_epochs == 0
+                saved = milestone or epoch % config.checkpoint_every_epochs == 0
                 if watched or saved:
                     log.epoch(*in_flight)
                     in_flight = None
+                # After the waiting, in which most signals come.
+                told_to_end = processes.any_of(interruption.requested() is not None)
+                if told_to_end and in_flight:
+                    log.epoch(*in_flight)
+                saved = saved or told_to_end
+                if watched or saved:
                     states = _unstack(stacked, len(folders))
-                    # Most of an epoch's time is spent waiting for it, so a signal comes then.
-                    told_to_end = processes.any_of(told_to_end or interruption.requested() is not None)
                 if watched:
                     for run, state in zip(folders, states, strict=True):
                         watch_run(run, epoch, state)
-                if saved or told_to_end:
+                if saved:
                     for saver, state in zip(savers, states, strict=True):
                         saver.save(epoch, state)
                 if told_to_end:

@@ -1,11 +1,19 @@
+import json
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from programs import finish, losses, started
 
 from simclr_cifar import interruption
 from simclr_cifar.interruption import Interrupted
+
+SMALL = [
+    *('--config=configs/smoke.py', '--config.num_epochs=4', '--config.batches_per_epoch=60', '--config.milestones=2,'),
+    *('--config.channels=8,8', '--config.checkpoint_every_epochs=1'),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +53,71 @@ def test_a_second_signal_ends_the_process():
         '    signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGINT); sys.exit(3)'
     )
     assert subprocess.run([sys.executable, '-c', program], check=False, stdout=subprocess.DEVNULL).returncode == 130
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    """A run that nothing came in the way of."""
+    run = tmp_path_factory.mktemp('uninterrupted') / 'run'
+    with started(1, *SMALL, f'--workdir={run}') as group:
+        ((status, _, errors),) = finish(group)
+    assert status == 0, errors
+    return run
+
+
+def interrupt(number, when, *flags):
+    """Starts a run, sends a signal once `when` holds, and returns the status and what was printed."""
+    with started(1, *SMALL, *flags) as group:
+        deadline = time.monotonic() + 120
+        while not when() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        group[0].send_signal(number)
+        return finish(group)[0]
+
+
+def saved_epochs(run):
+    return sorted(int(path.name) for path in run.glob('checkpoints/*') if path.name.isdigit())
+
+
+def assert_ends_as(run, uninterrupted):
+    with started(1, *SMALL, f'--workdir={run}') as group:
+        ((status, output, errors),) = finish(group)
+    assert status == 0, errors
+    assert 'Going on from epoch' in output
+    assert losses(run) == losses(uninterrupted)
+    for name in ('metrics.json', 'eval/2/metrics.json', 'eval/4/confusion.csv'):
+        assert (run / name).read_bytes() == (uninterrupted / name).read_bytes()
+    digests = [
+        json.loads((path / 'checkpoints' / '4' / '_CHECKPOINT_METADATA').read_text())['custom_metadata']['digest']
+        for path in (uninterrupted, run)
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_killed_in_mid_epoch_and_resumed_is_never_killed(uninterrupted, tmp_path):
+    run = tmp_path / 'run'
+    status, _, _ = interrupt(signal.SIGKILL, lambda: saved_epochs(run), f'--workdir={run}')
+    assert status == -signal.SIGKILL
+    assert not (run / 'metrics.json').exists()
+    assert_ends_as(run, uninterrupted)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number):
+    run = tmp_path / 'run'
+    status, output, errors = interrupt(
+        *(number, lambda: (run / 'history.csv').exists() and losses(run), f'--workdir={run}'),
+        *('--config.checkpoint_every_epochs=1000', '--stopped_status=75'),
+    )
+    assert (status, errors) == (75, '')
+    assert output.splitlines()[-1] == f'Stopped by {number.name}; the same command goes on from the newest checkpoint'
+    assert saved_epochs(run)[-1] == len(losses(run))
+    assert not (run / 'metrics.json').exists()
+    assert_ends_as(run, uninterrupted)
+
+
+def test_told_to_stop_before_there_is_anything_to_save_it_stops(tmp_path):
+    run = tmp_path / 'run'
+    status, output, errors = interrupt(signal.SIGTERM, lambda: (run / '.lock').exists(), f'--workdir={run}')
+    assert (status, errors) == (0, '')
+    assert 'Stopped by SIGTERM' in output
