@@ -5,9 +5,11 @@ decides for all. Every process watches over the others, since one that waits for
 """
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -81,7 +83,7 @@ def together(
             f'of them has ended; {_REMEDY}'
         )
         if not is_leader():
-            _end(line)  # If it was the leader, JAX is about to abort this process.
+            _end(line)  # It may have been the leader, who would be told in vain.
         _fail(line)
         raise ProcessLost(line) from error
     except Exception as error:
@@ -126,8 +128,11 @@ def _start(coordinator: str | None, num_processes: int | None, process_id: int |
             raise InputError(f'--coordinator={coordinator}: give HOST:PORT of process 0, as 10.0.0.1:1234')
         if not 0 <= process_id < num_processes:
             raise InputError(f'--process_id={process_id}: of {num_processes} processes it is 0 to {num_processes - 1}')
-    # JAX would end a process whose neighbour is lost by abort(), with a stack and without a remedy.
+    # JAX would end a process whose neighbour is lost by abort(), with a stack and without a remedy. Where that is the
+    # leader it still does: sleep(SIGABRT), which takes 6 s, puts that off until _watch has said what to do.
     jax.config.update('jax_enable_recoverability', True)
+    libc = ctypes.CDLL(None)
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
     # It handles SIGTERM, as does this program.
     jax.config.update('jax_enable_preemption_service', False)
     try:
@@ -214,9 +219,16 @@ def _watch(timeout: float, leaving: threading.Event) -> None:
     threading.Thread(target=_listen, args=(beats, heard, leaving), daemon=True).start()
     while not leaving.wait(_BEAT):
         for key, when in list(heard.items()):
-            if time.monotonic() - when > timeout:
+            silence = time.monotonic() - when
+            ended = (
+                key == 'leader/0'
+                and silence > 2 * _BEAT
+                and _nobody_listens(distributed.global_state.coordinator_address)
+            )
+            if (ended or silence > timeout) and not leaving.is_set():
                 host = beats.get(key, '').partition(' ')[2] or 'an unknown host'
-                _end(f'process {_number(key)} of {count} (on {host}) is not heard of for {timeout:g} s; {_REMEDY}')
+                what = 'has ended' if ended else f'is not heard of for {timeout:g} s'
+                _end(f'process {_number(key)} of {count} (on {host}) {what}; {_REMEDY}')
 
 
 def _listen(beats: dict[str, str], heard: dict[str, float], leaving: threading.Event) -> None:
@@ -235,6 +247,16 @@ def _listen(beats: dict[str, str], heard: dict[str, float], leaving: threading.E
         for key, value in found:
             if beats.get(key) != value:
                 beats[key], heard[key] = value, time.monotonic()
+
+
+def _nobody_listens(address: str) -> bool:
+    """Whether HOST:PORT refuses to be connected with: no process is there, not even one that is stopped."""
+    host, _, port = address.rpartition(':')
+    try:
+        socket.create_connection((host.strip('[]'), int(port)), _BEAT).close()
+    except OSError as error:
+        return isinstance(error, ConnectionRefusedError)
+    return False
 
 
 def _number(key: str) -> str:
