@@ -273,6 +273,9 @@ def from_json(fields: dict) -> ml_collections.ConfigDict:
     Raises:
       InputError: where a field is missing, unknown, wrongly typed or out of its limits.
     """
+    for name in fields:
+        if name not in study_defaults():  # Of which some are no names that a ConfigDict takes.
+            raise InputError(unknown_field(name))
     config = ml_collections.ConfigDict(
         {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     )

@@ -57,11 +57,11 @@ class Folder:
         """Returns what one of the run's JSON files holds.
 
         Raises:
-          InputError: it is missing or no JSON.
+          InputError: it is missing or no JSON object.
         """
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f'--workdir={self.path}: {path.name} is missing or unreadable; give the folder of a run'
             ) from error
