@@ -14,6 +14,11 @@ REPLICATED = PartitionSpec()
 SPLIT = PartitionSpec(AXIS)
 
 
+def split_along(axis: int) -> PartitionSpec:
+    """Returns the spec of what is divided along its axis of this number, from 0."""
+    return PartitionSpec(*[None] * axis, AXIS)
+
+
 def make_mesh(groups_per_batch: int) -> Mesh:
     """Returns a mesh of as many devices as share the groups equally: a batch of one group uses one device.
 

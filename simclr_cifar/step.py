@@ -50,9 +50,10 @@ def init_state(config: ml_collections.ConfigDict, images: np.ndarray, seed: int)
 def make_train_step(config: ml_collections.ConfigDict, images_at_once: int | None = None) -> Callable:
     """Returns the per-replica step, to run with the named axis `parallel.AXIS`.
 
-    The step is (state, key of the seed's augmentation, images uint8 [N, H, W, C], pairs int32 [2, G, C]: this replica's
-    anchors and positives, groups int32 [G]: their numbers within the global batch) -> (state, metrics), with 'loss' and
-    'accuracy' float32 scalars of the global batch.
+    The step is (state, key of the seed's augmentation, images uint8 [N, H, W, C], rows, pairs int32 [2, G, C]: this
+    replica's anchors and positives, groups int32 [G]: their numbers within the global batch) -> (state, metrics), with
+    'loss' and 'accuracy' float32 scalars of the global batch. Rows, int32 [2, G, C], tell where in images the pairs
+    are; None: images are all training images, which pairs are indices of.
 
     Args:
       config: the run's.
@@ -65,16 +66,18 @@ def make_train_step(config: ml_collections.ConfigDict, images_at_once: int | Non
     augment_image = augment.make_augment(config)
     of_groups = config.objective == 'anchor_positive' and config.negatives == 'group'
 
-    def train_step(state: TrainState, key: jax.Array, images: jax.Array, pairs: jax.Array, groups: jax.Array):
+    def train_step(
+        state: TrainState, key, images: jax.Array, rows: jax.Array | None, pairs: jax.Array, groups: jax.Array
+    ):
         _, num_groups, num_classes = pairs.shape
         statistics = {name: values for name, values in state.variables.items() if name != 'params'}
         limit = num_groups if images_at_once is None or statistics else images_at_once // (2 * num_classes)
         size = pieces.largest_divisor(num_groups, limit)
         step_key, epoch = jax.random.fold_in(key, state.step), state.step // config.batches_per_epoch
 
-        def look(pairs, groups):
-            """int32 [g, 2, C], [g] -> augmented float32 images [2 g C, H, W, C]."""
-            drawn = models.to_float(images[pairs.reshape(-1)])
+        def look(rows, pairs, groups):
+            """int32 [g, 2, C] each, [g] -> augmented float32 images [2 g C, H, W, C]."""
+            drawn = models.to_float(images[(pairs if rows is None else rows).reshape(-1)])
             if augment_image is None:
                 return drawn
             # An example's number is its place in the global batch.
@@ -89,9 +92,9 @@ def make_train_step(config: ml_collections.ConfigDict, images_at_once: int | Non
                 # Anchors and positives in one pass.
                 variables = {'params': params, **statistics}
                 embeddings, new = model.apply(variables, look(*batch), train=True, mutable=list(statistics))
-                return models.unit(embeddings).reshape(*batch[0].shape, -1), new
+                return models.unit(embeddings).reshape(*batch[1].shape, -1), new
 
-            pairs, groups = batch
+            _, pairs, groups = batch
             if statistics:
                 embeddings, new = embed(batch)
             else:
@@ -100,7 +103,7 @@ def make_train_step(config: ml_collections.ConfigDict, images_at_once: int | Non
             loss, accuracy = objective(embeddings[:, 0], embeddings[:, 1], labels)
             return loss, (accuracy, new)
 
-        batch = pairs.swapaxes(0, 1), groups
+        batch = None if rows is None else rows.swapaxes(0, 1), pairs.swapaxes(0, 1), groups
         if of_groups:
             # Groups know nothing of each other: the mean over pieces is the batch's.
             total = pieces.summed(functools.partial(differentiated, state.variables['params']), batch, size)
@@ -120,6 +123,46 @@ def make_train_step(config: ml_collections.ConfigDict, images_at_once: int | Non
     return train_step
 
 
+def _make_scan(config: ml_collections.ConfigDict, axis_size: int, images_at_once: int | None) -> Callable:
+    """Returns (states, seeds, images or None, pairs of each seed, their images or None) -> (states, metrics)."""
+    train_step = make_train_step(config, images_at_once)
+
+    def scan(states, seeds, images, pairs, read):
+        groups = _own_groups(config, axis_size)
+        keys = [jax.random.fold_in(jax.random.key(seed), _AUGMENTATION) for seed in seeds]
+
+        def step_of(state, key, pairs, read):
+            if read is None:
+                return train_step(state, key, images, None, pairs, groups)
+            rows = jnp.arange(pairs.size).reshape(pairs.shape)
+            return train_step(state, key, read.reshape(-1, *read.shape[3:]), rows, pairs, groups)
+
+        def step_of_each(states, drawn):
+            stepped = map(step_of, states, keys, *drawn)
+            return tuple(zip(*stepped, strict=True))
+
+        return lax.scan(step_of_each, tuple(states), (pairs, read))
+
+    return scan
+
+
+def _own_groups(config: ml_collections.ConfigDict, axis_size: int) -> jax.Array:
+    """Returns the numbers of this replica's groups within the global batch, int32 [G / axis_size]."""
+    local_groups = config.groups_per_batch // axis_size
+    return lax.axis_index(parallel.AXIS) * local_groups + jnp.arange(local_groups)
+
+
+def draw_pairs(config: ml_collections.ConfigDict, seed: jax.Array, first_step: jax.Array, groups, index) -> jax.Array:
+    """Returns a seed's pairs of an epoch; arguments and result as of `sampling.epoch_pairs`."""
+    key = jax.random.fold_in(jax.random.key(seed), _SAMPLING)
+    return sampling.epoch_pairs(config, key, first_step, groups, index)
+
+
+def probed(index: sampling.ClassIndex) -> jax.Array:
+    """Returns the training images whose embeddings an epoch returns: int32 [_PROBED], of all classes."""
+    return index.order[np.linspace(0, len(index.order) - 1, _PROBED).astype(np.int32)]
+
+
 def make_epoch(config: ml_collections.ConfigDict, axis_size: int, images_at_once: int | None = None) -> Callable:
     """Returns the per-replica epoch, batches_per_epoch steps of each of several seeds, for axis_size replicas.
 
@@ -128,30 +171,32 @@ def make_epoch(config: ml_collections.ConfigDict, axis_size: int, images_at_once
     float32 [batches_per_epoch], and 'embeddings', float32 [_PROBED, D], those of training images of all classes after
     the last step. Every replica draws its share of each batch's groups.
     """
-    train_step, model = make_train_step(config, images_at_once), models.make_model(config)
-    local_groups = config.groups_per_batch // axis_size
+    scan, model = _make_scan(config, axis_size, images_at_once), models.make_model(config)
 
     def epoch(states, seeds, images: jax.Array, index: sampling.ClassIndex):
-        groups = lax.axis_index(parallel.AXIS) * local_groups + jnp.arange(local_groups)
-        keys = [jax.random.key(seed) for seed in seeds]
-        augmentation_keys = [jax.random.fold_in(key, _AUGMENTATION) for key in keys]
-
-        def step_of_each(states, pairs):
-            batches = zip(states, augmentation_keys, pairs, strict=True)
-            stepped = [train_step(state, key, images, own, groups) for state, key, own in batches]
-            return tuple(zip(*stepped, strict=True))
-
         # Drawn ahead: in the loop, a tiny program of its own before every step.
         pairs = [
-            sampling.epoch_pairs(config, jax.random.fold_in(key, _SAMPLING), state.step, groups, index)
-            for key, state in zip(keys, states, strict=True)
+            draw_pairs(config, seed, state.step, _own_groups(config, axis_size), index)
+            for seed, state in zip(seeds, states, strict=True)
         ]
-        states, metrics = lax.scan(step_of_each, tuple(states), pairs)
-        probed = images[index.order[np.linspace(0, len(index.order) - 1, _PROBED).astype(np.int32)]]
-        embeddings = [models.encode(model, state.variables, probed)[config.representation] for state in states]
+        states, metrics = scan(states, seeds, images, pairs, [None] * len(seeds))
+        embeddings = [
+            models.encode(model, state.variables, images[probed(index)])[config.representation] for state in states
+        ]
         return states, [own | {'embeddings': rows} for own, rows in zip(metrics, embeddings, strict=True)]
 
     return epoch
+
+
+def make_steps(config: ml_collections.ConfigDict, axis_size: int, images_at_once: int | None = None) -> Callable:
+    """Returns some per-replica steps of an epoch, on images that were read ahead.
+
+    They are (states, one of each seed; seeds, int32 scalars; pairs, int32 [S, 2, g, C] of each seed, those of this
+    replica's g groups; their images, uint8 [S, 2, g, C, H, W, C]) -> (states, metrics) as of `make_epoch`, of S steps
+    and without embeddings.
+    """
+    scan = _make_scan(config, axis_size, images_at_once)
+    return lambda states, seeds, pairs, images: scan(states, seeds, None, pairs, images)
 
 
 def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
@@ -159,20 +204,49 @@ def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
 
     Called as the epoch, with a leading axis of seeds on the leaves of states and metrics.
     """
-    epoch = make_epoch(config, mesh.size, _IMAGES_AT_ONCE_ON_CPU if parallel.is_cpu(mesh) else None)
+    return _compile(config, mesh, make_epoch, (None, None), parallel.REPLICATED)
 
-    def side_by_side(states, seeds, images, index):
-        own = [jax.tree.map(lambda leaf, number=number: leaf[number], states) for number in range(len(seeds))]
-        trained = zip(*epoch(own, list(seeds), images, index), strict=True)
+
+def compile_steps(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
+    """Returns some steps of several seeds in one program, compiled for the mesh; it consumes the states it is given.
+
+    Called as of `make_steps`, with a leading axis of seeds everywhere, and the groups of pairs and images divided over
+    the mesh.
+    """
+    return _compile(config, mesh, make_steps, (0, 0), (*[parallel.REPLICATED] * 2, *[parallel.split_along(3)] * 2))
+
+
+def _compile(config, mesh, make, axes, in_specs):
+    """Compiles what `make` returns for several seeds; axes are those of its last two arguments that are of seeds."""
+    function = make(config, mesh.size, _IMAGES_AT_ONCE_ON_CPU if parallel.is_cpu(mesh) else None)
+
+    def side_by_side(states, seeds, *given):
+        def of_each(tree):
+            return [jax.tree.map(lambda leaf, number=number: leaf[number], tree) for number in range(len(seeds))]
+
+        own = [tree if axis is None else of_each(tree) for tree, axis in zip(given, axes, strict=True)]
+        trained = zip(*function(of_each(states), list(seeds), *own), strict=True)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
 
-    @functools.partial(jax.vmap, in_axes=(0, 0, None, None))
-    def vectorised(state, seed, images, index):
-        states, metrics = epoch([state], [seed], images, index)
+    @functools.partial(jax.vmap, in_axes=(0, 0, *axes))
+    def vectorised(state, seed, *given):
+        own = [tree if axis is None else [tree] for tree, axis in zip(given, axes, strict=True)]
+        states, metrics = function([state], [seed], *own)
         return states[0], metrics[0]
 
     # A CPU's cores run the seeds' products one beside the other better than they run a batched one.
-    return parallel.pmapped(side_by_side if parallel.is_cpu(mesh) else vectorised, mesh, donate_argnums=(0,))
+    chosen = side_by_side if parallel.is_cpu(mesh) else vectorised
+    return parallel.pmapped(chosen, mesh, in_specs=in_specs, donate_argnums=(0,))
+
+
+def compile_probe(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
+    """Returns (states of several seeds, images uint8 [N, H, W, C]) -> their embeddings, float32 [seeds, N, D]."""
+    model = models.make_model(config)
+
+    def probe(state, images):
+        return models.encode(model, state.variables, images)[config.representation]
+
+    return parallel.pmapped(jax.vmap(probe, in_axes=(0, None)), mesh)
 
 
 def compile_encode(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
