@@ -13,6 +13,8 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 
+import numpy as np
+
 from benchmarks import harness
 from simclr_cifar import files
 from simclr_cifar.data import Dataset
@@ -58,7 +60,7 @@ def _versions():
 
 def describe_data(dataset: Dataset) -> str:
     """Returns a line that says which images these are, and the beginning of their bytes' SHA-256."""
-    digest = hashlib.sha256(dataset.images.tobytes()).hexdigest()
+    digest = hashlib.sha256(np.asarray(dataset.images).tobytes()).hexdigest()
     return f'- Data: {dataset.description} SHA-256 of these {len(dataset.images)}: {digest[:8]}...'
 
 

@@ -32,7 +32,7 @@ def prepare(num_classes: int, batches: int, groups: int = 0, num_seeds: int = 1,
     states = [step.init_state(config, train.images, int(seed)) for seed in seeds]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
     stacked, seeds = parallel.replicate((stacked, seeds), mesh)
-    images = parallel.replicate(train.images, mesh)
+    images = parallel.replicate(np.asarray(train.images), mesh)
     index = parallel.replicate(sampling.class_index(train.labels, num_classes), mesh)
     return config, stacked, seeds, images, index, step.compile_epoch(config, mesh)
 

@@ -41,7 +41,7 @@ class Pairs(keras.utils.PyDataset):
 
 def drawn_in_graph(images: np.ndarray, labels: np.ndarray, batches: int) -> tf.data.Dataset:
     """Returns the batches of `Pairs`, drawn by TensorFlow from uint8 images in its memory."""
-    images, counts = tf.constant(images), np.bincount(labels)
+    images, counts = tf.constant(np.asarray(images)), np.bincount(labels)
     order, starts = np.argsort(labels, kind='stable'), np.cumsum(counts) - counts
 
     def draw(_):
@@ -106,7 +106,7 @@ def _prepare(num_classes: int, tuned: bool):
 
 
 def _as_floats(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / 255
+    return np.asarray(images, np.float32) / 255
 
 
 def epoch(num_classes: int, batches: int, tuned: bool = False):

@@ -26,6 +26,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.num_classes = 0  # the first so many classes of the dataset; 0: all
     config.validation_fraction = 0.0  # of each class's training images; above 0 it chooses the checkpoint
     config.test_fraction = 0.0  # above 0 so many of them stand in for the test images, which tuning must not see
+    config.resident = 'auto'  # 'yes': devices hold all training images; 'no': they are read as needed; or as they fit
     config.split_seed = 0  # draws both; apart from seed, so that seeds are compared on the same images
 
     # Batches: a batch is groups_per_batch groups of one (anchor, positive) pair per class.
@@ -95,7 +96,7 @@ def study_defaults() -> ml_collections.ConfigDict:
 
 
 # These change neither the parameters nor the figures of a run, so a run may go on with others.
-OPERATIONAL = ('max_seconds', 'checkpoint_every_epochs', 'checkpoints_to_keep', 'monitor_every_epochs')
+OPERATIONAL = ('resident', 'max_seconds', 'checkpoint_every_epochs', 'checkpoints_to_keep', 'monitor_every_epochs')
 
 _ABOVE_ZERO = math.ulp(0.0)
 _LIMITS = {  # field: lowest and highest value; a tuple's elements each
@@ -135,6 +136,7 @@ _LIMITS = {  # field: lowest and highest value; a tuple's elements each
 }
 
 _CHOICES = {
+    'resident': ('auto', 'yes', 'no'),
     'pairs': ('class', 'views', 'class_views'),
     'compute_dtype': ('float32', 'bfloat16'),
     'representation': ('embedding', 'features'),
@@ -268,14 +270,15 @@ def to_json(config: ml_collections.ConfigDict) -> dict:
 
 
 def from_json(fields: dict) -> ml_collections.ConfigDict:
-    """Returns the config that `to_json` wrote.
+    """Returns the config that `to_json` wrote, perhaps before there were all of the operational fields.
 
     Raises:
-      InputError: where a field is missing, unknown, wrongly typed or out of its limits.
+      InputError: where another field is missing, unknown, wrongly typed or out of its limits.
     """
     for name in fields:
         if name not in study_defaults():  # Of which some are no names that a ConfigDict takes.
             raise InputError(unknown_field(name))
+    fields = {name: defaults()[name] for name in OPERATIONAL} | fields
     config = ml_collections.ConfigDict(
         {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     )

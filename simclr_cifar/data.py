@@ -1,6 +1,7 @@
 """A dataset's split as arrays in memory; class subsets by name; splits carved off."""
 
 import dataclasses
+import math
 
 import ml_collections
 import numpy as np
@@ -9,27 +10,62 @@ from simclr_cifar import sampling, sources
 from simclr_cifar.config import InputError
 
 
+class Rows:
+    """Rows of an array, copied when they are indexed, along the first axis: a memory-mapped array stays on disk.
+
+    Args:
+      array: [N, ...], or rows of one.
+      indices: int [M], in any order.
+    """
+
+    def __init__(self, array: 'np.ndarray | Rows', indices: np.ndarray):
+        if isinstance(array, Rows):
+            array, indices = array._array, array._indices[indices]
+        self._array, self._indices = array, indices
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self._indices), *self._array.shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, key) -> np.ndarray:
+        return np.asarray(self._array[self._indices[key]])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """One split of a dataset.
 
     Attributes:
       name: the dataset's name.
-      images: uint8 [N, H, W, C], possibly memory-mapped and read-only.
+      images: uint8 [N, H, W, C], to be indexed along the first axis; possibly memory-mapped and read-only.
       labels: int32 [N], each in [0, len(class_names)).
       class_names: what a person calls each label.
       description: what the images are and which copy of them this is.
     """
 
     name: str
-    images: np.ndarray
+    images: np.ndarray | Rows
     labels: np.ndarray
     class_names: tuple[str, ...]
     description: str
 
     def take(self, indices: np.ndarray) -> 'Dataset':
         """Returns the dataset of these images, int [M], in this order."""
-        return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
+        return dataclasses.replace(self, images=Rows(self.images, indices), labels=self.labels[indices])
 
 
 def load(name: str, split: str, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
@@ -89,9 +125,7 @@ def _only(dataset: Dataset, class_names: list[str]) -> Dataset:
         relabelled[dataset.class_names.index(name)] = label
     labels = relabelled[dataset.labels]
     kept = np.flatnonzero(labels >= 0)
-    # Indexing would copy a memory map of the whole dataset for nothing.
-    images = dataset.images if len(kept) == len(labels) else dataset.images[kept]
-    return dataclasses.replace(dataset, images=images, labels=labels[kept], class_names=tuple(class_names))
+    return dataclasses.replace(dataset, labels=labels, class_names=tuple(class_names)).take(kept)
 
 
 def carve(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

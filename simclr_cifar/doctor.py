@@ -11,11 +11,11 @@ from collections.abc import Callable
 import jax
 import ml_collections
 import numpy as np
-import psutil
 from packaging.requirements import Requirement
 
 from simclr_cifar import data, models, parallel, processes, sampling, step, train
 from simclr_cifar.config import InputError
+from simclr_cifar.feed import Feed, is_resident
 
 _REQUIREMENTS = pathlib.Path(__file__).parent.parent / 'requirements.txt'
 _GIB = 2**30
@@ -137,16 +137,15 @@ def _workdir(workdir: pathlib.Path) -> str:
 def _memory(config, training: data.Dataset) -> str:
     mesh = parallel.make_mesh(config.groups_per_batch)
     state = jax.tree.map(lambda leaf: np.asarray(leaf)[None], step.init_state(config, training.images, config.seed))
-    index = sampling.class_index(training.labels, len(training.class_names))
-    arguments = state, np.zeros(1, np.int32), training.images, index
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    arguments = parallel.replicate((state, np.zeros(1, np.int32)), mesh)
+    feed = Feed(config, mesh, training, 1, processes.agree(is_resident(config, training)))
     started = time.monotonic()
-    needed = step.compile_epoch(config, mesh).lower(*shapes).compile().memory_analysis()
+    needed = feed.lower(*arguments).compile().memory_analysis()
     seconds = time.monotonic() - started
     num_bytes = needed.temp_size_in_bytes + needed.argument_size_in_bytes
     num_bytes += needed.output_size_in_bytes - needed.alias_size_in_bytes
-    free = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', psutil.virtual_memory().available)
-    told = f'an epoch takes {num_bytes / _GIB:.2f} GiB of a device, {free / _GIB:.1f} are there'
+    free = parallel.free_memory()
+    told = f'{feed}; training takes {num_bytes / _GIB:.2f} GiB of a device, {free / _GIB:.1f} are there'
     if num_bytes > free:
         raise InputError(f'{told}; lower --config.groups_per_batch, or take more devices')
     return f'{told}; compiled in {seconds:.1f} s'
@@ -168,7 +167,7 @@ def _replicas(config, training: data.Dataset) -> str:
 
     def stepped(mesh):
         arguments = jax.tree.map(lambda leaf: np.asarray(leaf)[None], initial), np.zeros(1, np.int32)
-        arguments = parallel.replicate((*arguments, training.images, index), mesh)
+        arguments = parallel.replicate((*arguments, np.asarray(training.images), index), mesh)
         states, metrics = step.compile_epoch(plain, mesh)(*arguments)
         return jax.tree.map(np.asarray, states.variables['params']), float(np.asarray(metrics['loss'])[0, 0])
 

@@ -56,8 +56,8 @@ def near_duplicates(test_images: np.ndarray, train_images: np.ndarray) -> Duplic
 
     k = min(_CANDIDATES, len(train_images))
     candidates, similarities = [], []
-    for images in (test_images, test_images[:, :, ::-1]):
-        queries, *textures = _in_batches(functools.partial(_describe, margin=_SHIFT), images)
+    for mirrored in (False, True):
+        queries, *textures = _in_batches(functools.partial(_describe, margin=_SHIFT, mirrored=mirrored), test_images)
         _, nearest = neighbours.top_k(queries, gallery, k)
         candidates.append(nearest)
         similarities.append(_in_batches(compare, *textures, nearest))
@@ -93,10 +93,10 @@ def _smooth(images: jax.Array, deviation: float) -> jax.Array:
     return jnp.einsum('yv,xw,nvwc->nyxc', *weights, images, precision=lax.Precision.HIGHEST)
 
 
-@functools.partial(jax.jit, static_argnames='margin')
-def _describe(images: jax.Array, margin: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=('margin', 'mirrored'))
+def _describe(images: jax.Array, margin: int, mirrored: bool = False) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns thumbnails [N, D], textures' spectra [N, C, H, W // 2 + 1], the windows' energies [N, shifts or 1]."""
-    images = images.astype(jnp.float32)
+    images = (images[:, :, ::-1] if mirrored else images).astype(jnp.float32)
     count, height, width, channels = images.shape
     thumbnail = jax.image.resize(images, (count, _THUMBNAIL, _THUMBNAIL, channels), 'linear').reshape(count, -1)
     thumbnail -= thumbnail.mean(axis=1, keepdims=True)

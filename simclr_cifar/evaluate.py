@@ -90,13 +90,10 @@ def _embedder(config, mesh, splits, encode, variables) -> Callable:
 
     @functools.cache
     def view(split, mirrored):
-        images = splits[split].images
-        return parallel.in_padded_batches(
-            lambda images: encode(variables, images),
-            images[:, :, ::-1] if mirrored else images,
-            config.eval_batch_size,
-            mesh,
-        )
+        def encode_batch(images):
+            return encode(variables, images[:, :, ::-1] if mirrored else images)
+
+        return parallel.in_padded_batches(encode_batch, splits[split].images, config.eval_batch_size, mesh)
 
     @functools.cache
     def embed(split, representation=config.representation, flip_averaging=config.flip_averaging):

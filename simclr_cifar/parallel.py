@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simclr_cifar.config import InputError
@@ -75,6 +76,16 @@ def replicate(tree, mesh: Mesh):
     return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda _: leaf), tree)
 
 
+def divide(local: np.ndarray, mesh: Mesh, axis: int) -> jax.Array:
+    """Returns an array divided along an axis, of which each process has a share, in their order."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, split_along(axis)), local)
+
+
+def shape(shape: tuple[int, ...], dtype, mesh: Mesh, spec: PartitionSpec = REPLICATED) -> jax.ShapeDtypeStruct:
+    """Returns what stands for an array on the mesh where a program is compiled."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
 def in_padded_batches(function: Callable, inputs: np.ndarray, batch_size: int, mesh: Mesh):
     """Applies a function to every row once, in batches of one shape.
 
@@ -99,6 +110,14 @@ def in_padded_batches(function: Callable, inputs: np.ndarray, batch_size: int, m
 def is_cpu(mesh: Mesh) -> bool:
     """Whether the mesh is of CPU devices."""
     return mesh.devices.flat[0].platform == 'cpu'
+
+
+def free_memory() -> int:
+    """Returns the bytes of memory that a device of this process has for this program."""
+    devices = jax.local_devices()
+    if limit := (devices[0].memory_stats() or {}).get('bytes_limit'):
+        return limit
+    return psutil.virtual_memory().available // len(devices)
 
 
 def describe(mesh: Mesh) -> str:

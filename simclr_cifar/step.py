@@ -134,8 +134,9 @@ def _make_scan(config: ml_collections.ConfigDict, axis_size: int, images_at_once
         def step_of(state, key, pairs, read):
             if read is None:
                 return train_step(state, key, images, None, pairs, groups)
-            rows = jnp.arange(pairs.size).reshape(pairs.shape)
-            return train_step(state, key, read.reshape(-1, *read.shape[3:]), rows, pairs, groups)
+            pictures = read.reshape(-1, *read.shape[3:])
+            rows = jnp.arange(len(pictures)).reshape(read.shape[:3])
+            return train_step(state, key, pictures, jnp.broadcast_to(rows, pairs.shape), pairs, groups)
 
         def step_of_each(states, drawn):
             stepped = map(step_of, states, keys, *drawn)
@@ -192,8 +193,8 @@ def make_steps(config: ml_collections.ConfigDict, axis_size: int, images_at_once
     """Returns some per-replica steps of an epoch, on images that were read ahead.
 
     They are (states, one of each seed; seeds, int32 scalars; pairs, int32 [S, 2, g, C] of each seed, those of this
-    replica's g groups; their images, uint8 [S, 2, g, C, H, W, C]) -> (states, metrics) as of `make_epoch`, of S steps
-    and without embeddings.
+    replica's g groups; their images, uint8 [S, 2, g, C, H, W, C], or [S, 1, ...] where a pair is one image seen twice)
+    -> (states, metrics) as of `make_epoch`, of S steps and without embeddings.
     """
     scan = _make_scan(config, axis_size, images_at_once)
     return lambda states, seeds, pairs, images: scan(states, seeds, None, pairs, images)

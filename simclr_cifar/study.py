@@ -3,7 +3,6 @@
 import re
 
 import ml_collections
-import numpy as np
 
 from simclr_cifar import config as config_lib
 from simclr_cifar import data, duplicates, processes, report, study_report, train
@@ -112,7 +111,7 @@ def _find_duplicates(folder: StudyFolder, subset_name: str, splits: dict[str, da
             'similarity': found.similarity,
             'test_label': test.labels[found.test],
             'train_label': training.labels[found.train],
-            'test_images': np.asarray(test.images[found.test]),
-            'train_images': np.asarray(training.images[found.train]),
+            'test_images': test.images[found.test],
+            'train_images': training.images[found.train],
         },
     )

@@ -20,11 +20,11 @@ from simclr_cifar import (
     overfitting,
     parallel,
     processes,
-    sampling,
     step,
 )
 from simclr_cifar import config as config_lib
 from simclr_cifar.data import Dataset
+from simclr_cifar.feed import Feed, is_resident
 from simclr_cifar.files import RunFolder, git_commit, write_arrays, write_json
 from simclr_cifar.log import Log
 
@@ -101,12 +101,11 @@ def train(
                 evaluate_run(run, epoch, state, scored_last if epoch == config.num_epochs else scored)
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         stacked, seeds = parallel.replicate((stacked, np.array(list(runs), np.int32)), mesh)
-        images = parallel.replicate(splits['train'].images, mesh)
-        index = parallel.replicate(sampling.class_index(splits['train'].labels, len(class_names)), mesh)
+        feed = Feed(config, mesh, splits['train'], len(runs), processes.agree(is_resident(config, splits['train'])))
         started = time.monotonic()
-        run_epoch = step.compile_epoch(config, mesh).lower(stacked, seeds, images, index).compile()
+        run_epoch = stack.enter_context(feed.epochs(stacked, seeds))
         compiled_in = f'compiled in {time.monotonic() - started:.1f} s'
-        log.start(f'Training on {parallel.describe(mesh)}; {_size(config, splits["train"])}; {compiled_in}')
+        log.start(f'Training on {parallel.describe(mesh)}; {_size(config, splits["train"])}; {feed}; {compiled_in}')
 
         started = time.monotonic()
         in_flight = None  # An epoch's metrics are read while the device trains the next.
@@ -115,7 +114,7 @@ def train(
             processes.meet()
             with interruption.deferred():
                 epoch += 1
-                stacked, metrics = run_epoch(stacked, seeds, images, index)
+                stacked, metrics = run_epoch(stacked)
                 if in_flight:
                     log.epoch(*in_flight)
                 in_flight = epoch, metrics

@@ -27,7 +27,7 @@ LEVELS = {
     3: ['encoders', 'pictures'],
     4: ['models'],
     5: ['step'],
-    6: ['checkpoint', 'evaluate', 'log', 'report'],
+    6: ['checkpoint', 'evaluate', 'feed', 'log', 'report'],
     7: ['train', 'findings'],
     8: ['study_report', 'doctor', 'reevaluate'],
     9: ['study'],
