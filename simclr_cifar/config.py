@@ -4,8 +4,11 @@ import difflib
 import hashlib
 import json
 import math
+import re
 
 import ml_collections
+
+FOLDER = 'folder:'  # begins the name of a dataset that is a folder of images
 
 
 class InputError(Exception):
@@ -21,7 +24,8 @@ def defaults() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
     # Data.
-    config.dataset = 'cifar10'  # a name in data.DATASETS
+    config.dataset = 'cifar10'  # or 'digits', 'folder:PATH', or another dataset's name in TFDS
+    config.image_size = 0  # pixels, of both sides, which images are scaled to; 0: as they are
     config.classes = ''  # comma-separated names, relabelled in that order; '' leaves it to num_classes
     config.num_classes = 0  # the first so many classes of the dataset; 0: all
     config.validation_fraction = 0.0  # of each class's training images; above 0 it chooses the checkpoint
@@ -100,6 +104,7 @@ OPERATIONAL = ('resident', 'max_seconds', 'checkpoint_every_epochs', 'checkpoint
 
 _ABOVE_ZERO = math.ulp(0.0)
 _LIMITS = {  # field: lowest and highest value; a tuple's elements each
+    'image_size': (0, 2**12),
     'num_classes': (0, 2**31 - 1),
     'validation_fraction': (0.0, 0.9),
     'test_fraction': (0.0, 0.9),
@@ -243,6 +248,11 @@ def study_run(config: ml_collections.ConfigDict, subset: int | str, seed: int) -
     run.update(classes=subset if isinstance(subset, str) else '', seed=seed)
     run.num_classes = subset if isinstance(subset, int) else 0
     return run.lock()
+
+
+def title(dataset: str) -> str:
+    """Returns what a dataset is called where there is little room: of a folder, its last name."""
+    return re.split(r'[\\/]', dataset.removeprefix(FOLDER).rstrip('\\/'))[-1] if dataset.startswith(FOLDER) else dataset
 
 
 def unknown_field(name: str) -> str:

@@ -6,8 +6,10 @@ import math
 import ml_collections
 import numpy as np
 
-from simclr_cifar import sampling, sources
-from simclr_cifar.config import InputError
+from simclr_cifar import folders, sampling, sources
+from simclr_cifar.config import FOLDER, InputError
+
+_TEST_FRACTION = 0.2  # of the images of a dataset that has none for testing
 
 
 class Rows:
@@ -68,22 +70,30 @@ class Dataset:
         return dataclasses.replace(self, images=Rows(self.images, indices), labels=self.labels[indices])
 
 
-def load(name: str, split: str, data_dir: str | None = None, cache_dir: str | None = None) -> Dataset:
-    """Returns a whole split, decoded.
+def load(
+    name: str, split: str, data_dir: str | None = None, cache_dir: str | None = None, image_size: int = 0
+) -> Dataset | None:
+    """Returns a whole split, decoded; None: the dataset has no test split.
 
     Args:
-      name: a key of sources.DATASETS.
+      name: 'cifar10', 'digits', 'folder:PATH' of a folder of images by class, or another dataset's name in TFDS.
       split: 'train' or 'test'.
       data_dir: where TFDS keeps its datasets; None: the environment's TFDS_DATA_DIR, else TFDS's own default, the one
         place that a missing dataset is downloaded to.
       cache_dir: where decoded images are kept between runs; None: simclr_cifar in the user's cache folder.
+      image_size: height and width in pixels that images are scaled to; 0: as they are.
 
     Raises:
-      InputError: unknown name; data_dir missing, empty, half-prepared, truncated or unreadable.
+      InputError: unknown name; data_dir missing, empty, half-prepared, truncated or unreadable; images of several
+        sizes, without an image_size.
     """
-    if name not in sources.DATASETS:
-        raise InputError(f'--config.dataset={name}: unknown dataset; there are {", ".join(sources.DATASETS)}')
-    return Dataset(name, *sources.DATASETS[name](split, data_dir, cache_dir))
+    if name == 'digits':
+        arrays = sources.load_digits(split, image_size)
+    elif name.startswith(FOLDER):
+        arrays = folders.load(name.removeprefix(FOLDER), split, cache_dir, image_size)
+    else:
+        arrays = sources.load_prepared(name, split, data_dir, cache_dir, image_size)
+    return arrays and Dataset(name, *arrays)
 
 
 def select(dataset: Dataset, classes: str = '', num_classes: int = 0) -> Dataset:
@@ -194,19 +204,22 @@ def load_splits(
 
     They are 'train' and 'test'; with a validation_fraction 'validation', carved from the whole dataset's training
     images, so that a class's are the same in every subset, and 'train_sample', as many training images of each class;
-    and, where classes are left out, 'unseen', their test images. With a test_fraction the test images too are carved
-    from the training images, and the dataset's own are not read.
+    and, where classes are left out, 'unseen', their test images. With a test_fraction, and where the dataset has no
+    test images, these too are carved from the training images.
 
     Raises:
       InputError: as `load`, `select` and `require_pairs`.
     """
-    whole = {'train': load(config.dataset, 'train', data_dir, cache_dir)}
-    if config.test_fraction:
-        note = f'Of the training images {config.test_fraction:.0%} stand in for the test images.'
-        training = dataclasses.replace(whole['train'], description=f'{whole["train"].description} {note}')
-        whole['train'], whole['test'] = carve(training, config.test_fraction, config.split_seed)
+    where = data_dir, cache_dir, config.image_size
+    whole = {'train': load(config.dataset, 'train', *where)}
+    test = None if config.test_fraction else load(config.dataset, 'test', *where)
+    if test:
+        whole['test'] = test
     else:
-        whole['test'] = load(config.dataset, 'test', data_dir, cache_dir)
+        fraction = config.test_fraction or _TEST_FRACTION
+        note = f'Of the training images {fraction:.0%} stand in for the test images.'
+        training = dataclasses.replace(whole['train'], description=f'{whole["train"].description} {note}')
+        whole['train'], whole['test'] = carve(training, fraction, config.split_seed)
     if config.validation_fraction:
         whole['train'], whole['validation'] = carve(whole['train'], config.validation_fraction, config.split_seed)
     splits = {split: select(dataset, config.classes, config.num_classes) for split, dataset in whole.items()}

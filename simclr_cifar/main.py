@@ -10,13 +10,14 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from simclr_cifar import cache, files, interruption, sources
 from simclr_cifar import config as config_lib
-from simclr_cifar import files, interruption, sources
 from simclr_cifar.config import InputError, RunFailed
 
 # JAX and what imports it are imported by the modes, so that --help and most bad input are answered at once.
@@ -101,7 +102,7 @@ def _keep_compiled_programs() -> None:
     processor = platform.machine() + platform.processor()
     if (information := pathlib.Path('/proc/cpuinfo')).exists():
         processor += ''.join(sorted({line for line in information.open() if line.startswith(('flags', 'Features'))}))
-    root = sources.cache_root(_CACHE_DIR.value) / 'compiled'
+    root = cache.root(_CACHE_DIR.value) / 'compiled'
     folder = root / hashlib.sha256(processor.encode()).hexdigest()[:8]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,8 +230,9 @@ def _name() -> str:
 
 def _default_workdir(config) -> pathlib.Path:
     # The dataset's name where it is not the one that this project is named after.
-    parts = [_name()] + ([config.dataset] if config.dataset != 'cifar10' else [])
-    return pathlib.Path('runs') / '-'.join([*parts, config_lib.fingerprint(config)])
+    parts = [_name()] + ([config_lib.title(config.dataset)] if config.dataset != 'cifar10' else [])
+    name = re.sub('[^\\w.-]+', '-', '-'.join([*parts, config_lib.fingerprint(config)]))
+    return pathlib.Path('runs') / name
 
 
 def _require_same_config(folder: files.Folder, config) -> None:

@@ -1,5 +1,6 @@
 """From a run's files to figures/*.png and report.html, one page that opens offline. Reads files only."""
 
+from simclr_cifar import config as config_lib
 from simclr_cifar import figures, pages
 from simclr_cifar.files import RunFolder, write
 
@@ -50,7 +51,7 @@ def write_report(run: RunFolder) -> None:
     described, final = run.read_json(run.config), run.read_json(run.metrics)
     history, evaluations = run.read_history(), run.evaluations()
     epoch, class_names = final['epoch'], described['class_names']
-    title = f'{len(class_names)} classes of {described["config"]["dataset"]}'
+    title = f'{len(class_names)} classes of {config_lib.title(described["config"]["dataset"])}'
     known = reference(described)
     chance_loss, chance_accuracy = described['chance_loss'], described['chance_accuracy']
 

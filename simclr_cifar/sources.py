@@ -1,42 +1,45 @@
-"""Where images come from: TFDS folders, the download, the embedded digits. The only module that knows TFDS.
+"""Data sets by name: those that TFDS has prepared, CIFAR-10's download, digits. The only module that knows TFDS."""
 
-A source is a function (split, data_dir, cache_dir) -> (images uint8 [N, H, W, C], labels int32 [N], class
-names, a sentence that describes the images).
-"""
-
+import functools
 import hashlib
 import importlib.util
 import io
 import json
 import os
 import pathlib
-import shutil
+import re
 import sys
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
-import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
+from simclr_cifar import cache, decoding
 from simclr_cifar.config import InputError
 
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 
-Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...], str]
+_RECORDS = 512  # read at a time
+_KNOWN = "cifar10, digits, folder:PATH and, by TFDS's name, what it has prepared in --data_dir"
 
 
 class DatasetNotFound(InputError):
     """The dataset is neither on disk nor to be downloaded."""
 
 
-def _load_digits(split: str, data_dir: str | None, cache_dir: str | None) -> Arrays:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey resized to 32x32x3; every fifth of a class is for testing."""
-    del data_dir, cache_dir  # They come with scikit-learn.
+def load_digits(split: str, image_size: int) -> cache.Arrays:
+    """Returns scikit-learn's 1,797 handwritten digits, 8x8 grey, in three channels; every fifth is for testing.
+
+    Args:
+      split: 'train' or 'test'.
+      image_size: in pixels, which they are scaled to; 0: 32.
+    """
     from PIL import Image
     from sklearn.datasets import load_digits
 
+    size = image_size or 32
     digits = load_digits()
     class_names = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
     position_in_class = np.zeros(len(digits.target), int)
@@ -45,32 +48,58 @@ def _load_digits(split: str, data_dir: str | None, cache_dir: str | None) -> Arr
         position_in_class[members] = np.arange(len(members))
     kept = np.flatnonzero((position_in_class % 5 == 4) == (split == 'test'))
     grey = np.round(digits.images[kept] * (255 / 16)).astype(np.uint8)
-    resized = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in grey]
+    resized = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)) for image in grey]
     images = np.repeat(np.stack(resized)[..., None], 3, axis=-1)
-    description = "Handwritten digits, scikit-learn's embedded set of 1,797, resized from 8x8 to 32x32."
+    description = f"Handwritten digits, scikit-learn's embedded set of 1,797, resized from 8x8 to {size}x{size}."
     return images, digits.target[kept].astype(np.int32), class_names, description
 
 
-def _load_cifar10(split: str, data_dir: str | None, cache_dir: str | None) -> Arrays:
-    """CIFAR-10 as TFDS prepares it, through the cache."""
+def load_prepared(
+    name: str, split: str, data_dir: str | None, cache_dir: str | None, image_size: int
+) -> cache.Arrays | None:
+    """Returns a split of a dataset of images and labels that TFDS has prepared, through the cache; None: it has none.
+
+    Args:
+      name: as TFDS's, 'cifar100' or 'imagenette/160px'; 'cifar10' is downloaded where it is missing.
+      split: 'train' or 'test', which is the dataset's 'validation' split where it has no other.
+      data_dir, cache_dir: as `data.load`.
+      image_size: as `decoding.decode`.
+
+    Raises:
+      InputError: as `data.load`.
+    """
+    if not re.fullmatch(r'[a-z]\w*(/[a-zA-Z0-9][\w.-]*)?', name):
+        raise InputError(f'--config.dataset={name}: unknown dataset; there are {_KNOWN}')
     given = '--data_dir' if data_dir else 'TFDS_DATA_DIR' if os.environ.get('TFDS_DATA_DIR') else None
     root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
-    if not given and not any(root.glob('cifar10/*/dataset_info.json')):
+    if name == 'cifar10' and not given and not any(root.glob('cifar10/*/dataset_info.json')):
         prepare_cifar10(root)
-    return _read_cached('cifar10', split, _find_prepared('cifar10', root, given or '--data_dir'), cache_dir)
-
-
-DATASETS = {'cifar10': _load_cifar10, 'digits': _load_digits}
+    prepared = _find_prepared(name, root, given or '--data_dir')
+    split = _stored_split(prepared, split)
+    if split is None:
+        return None
+    # The files' bytes, not their times: a copied or moved dataset is still the same dataset.
+    digest = hashlib.sha256(f'format 4, {image_size}'.encode())
+    names = 'dataset_info.json', '*.labels.txt', f'*-{split}.*'
+    for path in [path for pattern in names for path in sorted(prepared.glob(pattern))]:
+        digest.update(path.name.encode())
+        with path.open('rb') as file:
+            digest.update(hashlib.file_digest(file, 'sha256').digest())
+    key = f'{name.replace("/", "-")}-{split}-{digest.hexdigest()[:16]}'
+    return cache.through(cache_dir, key, functools.partial(_decode, name, split, prepared, image_size))
 
 
 def _find_prepared(name: str, root: pathlib.Path, given: str) -> pathlib.Path:
     """Returns the newest prepared version's folder, or says in what way there is none."""
-    remedy = (
-        f'give the folder that holds {name}/ with --data_dir or TFDS_DATA_DIR, leave both out to download it, '
-        'or train on --config.dataset=digits, which needs no files'
-    )
+    remedy = f'give the folder that holds {name}/ with --data_dir or TFDS_DATA_DIR, '
+    if name == 'cifar10':
+        missing = DatasetNotFound
+        remedy += 'leave both out to download it, or train on --config.dataset=digits, which needs no files'
+    else:
+        missing = InputError
+        remedy += f'or choose another --config.dataset; there are {_KNOWN}'
     if not root.is_dir():
-        raise DatasetNotFound(f'{given}={root}: there is no such folder; {remedy}')
+        raise missing(f'{given}={root}: there is no such folder; {remedy}')
     finished = [path.parent for path in root.glob(f'{name}/*/dataset_info.json')]
     versions = [path for path in finished if '.incomplete' not in path.name]
     if not versions:
@@ -80,106 +109,79 @@ def _find_prepared(name: str, root: pathlib.Path, given: str) -> pathlib.Path:
                 f'{given}={root}: {name} is half-prepared ({started[-1].name} has no dataset_info.json); '
                 f'delete {root / name} and prepare it again, or {remedy}'
             )
-        raise DatasetNotFound(f'{given}={root}: holds no {name}; {remedy}')
+        raise missing(f'{given}={root}: holds no {name}; {remedy}')
     return max(versions, key=lambda path: [int(part) if part.isdigit() else -1 for part in path.name.split('.')])
 
 
-def cache_root(cache_dir: str | None) -> pathlib.Path:
-    """Returns the folder of what is kept between runs; None: simclr_cifar in the user's cache folder."""
-    root = pathlib.Path(cache_dir or os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-    return root if cache_dir else root / 'simclr_cifar'
+def _damaged(prepared: pathlib.Path, split: str, reason: object) -> InputError:
+    reason = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
+    return InputError(
+        f'{prepared}: the {split} split is damaged or truncated ({reason}); delete the folder and prepare it again'
+    )
 
 
-def _read_cached(name: str, split: str, prepared: pathlib.Path, cache_dir: str | None) -> Arrays:
-    """Returns the split from the cache, which is filled first where it holds no copy of these very files."""
-    root = cache_root(cache_dir)
-    shards = sorted(prepared.glob(f'{name}-{split}.*'))
-    # The shards' bytes, not their times: a copied or moved dataset is still the same dataset.
-    digest = hashlib.sha256(b'format 3')
-    for path in [prepared / 'dataset_info.json', *sorted(prepared.glob('*.labels.txt')), *shards]:
-        digest.update(path.name.encode())
-        with path.open('rb') as file:
-            digest.update(hashlib.file_digest(file, 'sha256').digest())
-    folder = root / f'{name}-{split}-{digest.hexdigest()[:16]}'
+def _stored_split(prepared: pathlib.Path, split: str) -> str | None:
+    """Returns the split's name in this dataset, or None where it has none of its own for testing."""
     try:
-        return _open_cache(folder)
-    except (OSError, EOFError, ValueError, KeyError):
-        pass  # Absent or damaged: decode.
-    decoded = _decode(split, prepared)
-    try:
-        _write_cache(decoded, folder)
-        return _open_cache(folder)
-    except OSError as error:
-        print(f'The decoded images are not kept for next time: {error}; choose --cache_dir', file=sys.stderr)
-        return decoded
+        stored = [of_split['name'] for of_split in json.loads((prepared / 'dataset_info.json').read_text())['splits']]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(prepared, split, error) from error
+    if split == 'train' and split not in stored:
+        raise InputError(f'{prepared}: has no train split but {", ".join(stored)}; choose another --config.dataset')
+    return next((name for name in ([split] if split == 'train' else ['test', 'validation']) if name in stored), None)
 
 
-def _open_cache(folder: pathlib.Path) -> Arrays:
-    images = np.load(folder / 'images.npy', mmap_mode='r', allow_pickle=False)
-    labels = np.load(folder / 'labels.npy', allow_pickle=False)
-    about = json.loads((folder / 'about.json').read_text())
-    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise ValueError('not a cache of this format')
-    if about['checksums'] != _checksums(images, labels):
-        raise ValueError('not as it was written')
-    return images, labels, tuple(about['class_names']), about['description']
-
-
-def _checksums(images: np.ndarray, labels: np.ndarray) -> list[int]:
-    # Against accidents, and several times faster than a cryptographic one.
-    return [zlib.crc32(np.ascontiguousarray(array)) for array in (images, labels)]
-
-
-def _write_cache(decoded: Arrays, folder: pathlib.Path) -> None:
-    """Writes into a sibling folder and renames it, so that no reader ever sees half a cache."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix='.partial-', dir=folder.parent))
-    try:
-        images, labels, class_names, description = decoded
-        np.save(partial / 'images.npy', images)
-        np.save(partial / 'labels.npy', labels)
-        about = {'class_names': class_names, 'description': description, 'checksums': _checksums(images, labels)}
-        (partial / 'about.json').write_text(json.dumps(about))
-        shutil.rmtree(folder, ignore_errors=True)  # A damaged one.
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _decode(split: str, prepared: pathlib.Path) -> Arrays:
-    """Reads and decodes a prepared split. array_record needs no TensorFlow; tfrecord does."""
+def _decode(name: str, split: str, prepared: pathlib.Path, image_size: int) -> cache.Decoded:
+    """Returns a prepared split, to be decoded. array_record needs no TensorFlow; tfrecord does."""
     import tensorflow_datasets as tfds
-    from PIL import Image
 
-    damaged = f'{prepared}: the {split} split is damaged or truncated ({{}}); delete the folder and prepare it again'
+    try:
+        info = tfds.builder_from_directory(prepared).info
+        image, label = (dict(info.features).get(feature) for feature in ('image', 'label'))
+    except Exception as error:  # Whatever is wrong in those files.
+        raise _damaged(prepared, split, error) from error
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        raise InputError(
+            f'--config.dataset={name}: has {", ".join(info.features)}, not image and label; choose another'
+        )
+    if info.file_format.value == 'tfrecord' and importlib.util.find_spec('tensorflow') is None:
+        raise InputError(
+            f'{prepared} holds tfrecord files, which only TensorFlow reads; pip install tensorflow-cpu, '
+            'or give another --data_dir, or leave it out to download the dataset as array_record'
+        )
+
+    def encoded() -> Iterator[decoding.Encoded]:
+        number = -1
+        for number, example in enumerate(_examples(split, prepared)):
+            if not 0 <= example['label'] < len(label.names):
+                raise InputError(f'--config.dataset={name}: its {split} images have no labels; choose another')
+            opened = functools.partial(io.BytesIO, example['image'])
+            yield decoding.Encoded(f'image {number}', opened, int(example['label']))
+        if number + 1 != info.splits[split].num_examples:
+            raise _damaged(prepared, split, f'{number + 1} of {info.splits[split].num_examples} examples')
+
+    def refuse(image: str, error: decoding.BrokenImage) -> None:
+        raise _damaged(prepared, split, f'{image}: {error}')
+
+    pieces = decoding.decode_pieces(encoded(), image_size, refuse)
+    return cache.Decoded(pieces, tuple(label.names), (info.description or name).strip())
+
+
+def _examples(split: str, prepared: pathlib.Path) -> Iterator[dict]:
+    """Yields the examples of a prepared split, with images as their files' bytes."""
+    import tensorflow_datasets as tfds
+
+    decoders = {'image': tfds.decode.SkipDecoding()}
     try:
         builder = tfds.builder_from_directory(prepared)
-        num_examples = builder.info.splits[split].num_examples
         if builder.info.file_format.value == 'tfrecord':
-            if importlib.util.find_spec('tensorflow') is None:
-                raise InputError(
-                    f'{prepared} holds tfrecord files, which only TensorFlow reads; pip install tensorflow-cpu, '
-                    'or give another --data_dir, or leave it out to download the dataset as array_record'
-                )
-            examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
-            images = [example['image'] for example in examples]
-        else:
-            source = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
-            examples = source.__getitems__(range(num_examples))
-            images = [np.asarray(Image.open(io.BytesIO(example['image']))) for example in examples]
-        if len(examples) != num_examples:
-            raise ValueError(f'{len(examples)} of {num_examples} examples')
-        labels = np.array([example['label'] for example in examples], np.int32)
-        class_names = tuple(builder.info.features['label'].names)
-    except InputError:
-        raise
+            yield from tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
+            return
+        source = builder.as_data_source(split=split, decoders=decoders)
+        for first in range(0, len(source), _RECORDS):
+            yield from source.__getitems__(range(first, min(first + _RECORDS, len(source))))
     except Exception as error:  # Each reader has errors of its own for a damaged file.
-        raise InputError(damaged.format(str(error).splitlines()[0] if str(error) else type(error).__name__)) from error
-    if len({image.shape for image in images}) != 1:
-        raise InputError(f'{prepared}: the images differ in size; this project reads images of one size')
-    images = np.stack(images)
-    images = images if images.ndim == 4 else images[..., None]
-    return images, labels, class_names, builder.info.description.strip()
+        raise _damaged(prepared, split, error) from error
 
 
 def prepare_cifar10(root: pathlib.Path) -> None:

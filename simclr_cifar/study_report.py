@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 
+from simclr_cifar import config as config_lib
 from simclr_cifar import figures, findings, pages, report
 from simclr_cifar.files import StudyFolder, write
 from simclr_cifar.findings import Subset, Table, spread
@@ -74,7 +75,7 @@ def write_study(folder: StudyFolder) -> None:
 
 
 def _title(subsets: list[Subset]) -> str:
-    return f'The class-subset study on {subsets[0].described["config"]["dataset"]}'
+    return f'The class-subset study on {config_lib.title(subsets[0].described["config"]["dataset"])}'
 
 
 def _runs(subsets: list[Subset]) -> list[list[str]]:

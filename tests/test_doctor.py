@@ -4,7 +4,7 @@ import pytest
 from jax import lax
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import doctor
+from simclr_cifar import doctor, parallel
 
 
 def small(**fields):
@@ -82,7 +82,7 @@ def test_a_device_that_fails_is_told_not_thrown(capsys, tmp_path, monkeypatch):
 
 
 def test_memory_that_is_not_there_is_missed(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.psutil, 'virtual_memory', lambda: types.SimpleNamespace(available=1000))
+    monkeypatch.setattr(parallel.psutil, 'virtual_memory', lambda: types.SimpleNamespace(available=1000))
     well, found = examine(capsys, small(), tmp_path)
     assert not well
     assert 'lower --config.groups_per_batch' in found['memory'][1]

@@ -40,7 +40,7 @@ def evaluated(splits):
     evaluation = evaluate.make_evaluate(config, parallel.make_mesh(1), splits)(state, ['train', 'validation', 'test'])
     model = models.make_model(config)
     return evaluation, {
-        name: np.asarray(models.encode(model, state.variables, dataset.images)['embedding'], np.float64)
+        name: np.asarray(models.encode(model, state.variables, dataset.images[:])['embedding'], np.float64)
         for name, dataset in splits.items()
     }
 
@@ -113,7 +113,7 @@ def test_embeddings_otherwise_are_those_of_raw_weights_and_of_one_view(splits, m
     ):
         embeddings = {}
         for name in ('train', 'validation'):
-            views = [splits[name].images, splits[name].images[:, :, ::-1]][: 1 + flipped]
+            views = [splits[name].images[:], splits[name].images[:][:, :, ::-1]][: 1 + flipped]
             total = sum(
                 np.asarray(models.encode(models.make_model(config), variables, view)['embedding'], np.float64)
                 for view in views
@@ -156,7 +156,7 @@ def test_the_monitor_watches_validation_images_by_a_sample_of_training_images(sp
     figures = evaluate.make_monitor(config, parallel.make_mesh(1), splits)(state)
     sample, validation = (
         np.asarray(
-            models.encode(models.make_model(config), state.variables, splits[name].images)['embedding'], np.float64
+            models.encode(models.make_model(config), state.variables, splits[name].images[:])['embedding'], np.float64
         )
         for name in ('train_sample', 'validation')
     )

@@ -8,11 +8,11 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / 'simclr_cifar'
 
 LEVELS = {
-    0: ['config', 'pieces', 'interruption'],
+    0: ['config', 'pieces', 'interruption', 'cache'],
     1: [
         *(
             'files',
-            'sources',
+            'decoding',
             'parallel',
             'processes',
             'sampling',
@@ -23,9 +23,9 @@ LEVELS = {
         ),
         *('neighbours', 'representation'),
     ],
-    2: ['data', 'layers', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
-    3: ['encoders', 'pictures'],
-    4: ['models'],
+    2: ['sources', 'folders', 'layers', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
+    3: ['data', 'encoders'],
+    4: ['models', 'pictures'],
     5: ['step'],
     6: ['checkpoint', 'evaluate', 'feed', 'log', 'report'],
     7: ['train', 'findings'],

@@ -1,5 +1,6 @@
 """Where images come from: reading, downloading, the cache, the digits."""
 
+import io
 import pathlib
 import shutil
 import time
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from conftest import CLASS_NAMES, class_images
+from PIL import Image
 
 from simclr_cifar import data, sources
 from simclr_cifar.config import InputError
@@ -175,10 +177,10 @@ def test_the_cache_is_used_and_rebuilt_when_it_does_not_match(data_dir, cache_di
     del first, again  # No file is mapped while it is cut off.
 
     (folder,) = cache_dir.iterdir()
-    content = (folder / 'images.npy').read_bytes()
+    content = (folder / 'images.raw').read_bytes()
     flipped = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
     for spoilt in (b'', content[:-1], flipped):
-        (folder / 'images.npy').write_bytes(spoilt)
+        (folder / 'images.raw').write_bytes(spoilt)
         np.testing.assert_array_equal(data.load('cifar10', 'train', data_dir, cache_dir).images, expected)
     assert len(decoded) == 4
 
@@ -210,3 +212,72 @@ def test_the_embedded_digits():
     assert train.images.max() == 255
     assert np.bincount(test.labels).min() >= 34
     assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in test.images}
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    """A data_dir with another dataset of TFDS's, of grey images of several sizes, with a 'validation' split."""
+
+    class Shapes(tfds.core.GeneratorBasedBuilder):
+        """Squares."""
+
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            features = {
+                'image': tfds.features.Image(shape=(None, None, 1)),
+                'label': tfds.features.ClassLabel(names=['dark', 'light']),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, description='Squares.', features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {'train': self._generate_examples(12), 'validation': self._generate_examples(6)}
+
+        def _generate_examples(self, count):
+            for number in range(count):
+                encoded = io.BytesIO()
+                Image.new('L', (20 + number, 16), [50, 200][number % 2]).save(encoded, 'png')
+                encoded.seek(0)
+                yield number, {'image': encoded, 'label': number % 2}
+
+    root = tmp_path_factory.mktemp('shapes')
+    Shapes(data_dir=root, file_format='array_record').download_and_prepare()
+    return root
+
+
+def test_any_prepared_dataset_is_read_at_one_size(shapes, cache_dir):
+    with pytest.raises(
+        InputError, match=r'--config\.image_size=0: the images differ in size .*--config\.image_size=64'
+    ):
+        data.load('shapes', 'train', shapes, cache_dir)
+    for split, count in (('train', 12), ('test', 6)):
+        for _ in range(2):  # Decoded, and from the cache.
+            dataset = data.load('shapes', split, shapes, cache_dir, 8)
+            assert dataset.images.shape == (count, 8, 8, 3)
+            assert dataset.class_names == ('dark', 'light')
+            expected = np.where(dataset.labels == 0, 50, 200)
+            np.testing.assert_array_equal(dataset.images, np.ones((1, 8, 8, 3), int) * expected[:, None, None, None])
+    assert data.load('shapes', 'test', shapes, cache_dir, 9).images.shape == (6, 9, 9, 3)
+
+
+def test_what_is_no_dataset_of_images_and_labels_is_refused(shapes, cache_dir, tmp_path):
+    root = shutil.copytree(shapes, tmp_path / 'copy')
+    features = root / 'shapes' / '1.0.0' / 'features.json'
+    features.write_text(features.read_text().replace('"label"', '"kind"'))
+    with pytest.raises(InputError, match='has image, kind, not image and label'):
+        data.load('shapes', 'train', root, cache_dir, 8)
+    info = features.with_name('dataset_info.json')
+    info.write_text(info.read_text().replace('"train"', '"training"'))
+    with pytest.raises(InputError, match='has no train split but training, validation'):
+        data.load('shapes', 'train', root, cache_dir, 8)
+
+
+@pytest.mark.parametrize(
+    'name', ['', 'cifar11', '../cifar10', 'cifar10/..', 'cifar10/../..', '/tmp', 'Folder:x', 'a b']
+)
+def test_unknown_datasets_are_refused(name, small_cifar10, cache_dir):
+    with pytest.raises(InputError, match='there are cifar10, digits, folder:PATH and') as raised:
+        data.load(name, 'train', small_cifar10, cache_dir)
+    assert not isinstance(raised.value, sources.DatasetNotFound)

@@ -1,0 +1,120 @@
+"""From image files, of anyone's making, to arrays: what is broken, huge or of an unknown kind is told, not trusted."""
+
+import dataclasses
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from simclr_cifar.config import InputError
+
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
+_MOST_PIXELS = 64 * 2**20  # of one image, before it is scaled
+_PART = 512  # images that are decoded before others are read
+
+# More than _MOST_PIXELS are refused, fewer are no reason to warn; nor is what else is odd about a file that decodes.
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
+
+class BrokenImage(Exception):
+    """Why a file is no image that can be read, in a few words."""
+
+
+def decode(file: BinaryIO, image_size: int = 0) -> np.ndarray:
+    """Returns the image in a file, the first where there are several, upright, as uint8 [H, W, 3].
+
+    Transparent parts are white, 16 bits are rounded to 8.
+
+    Args:
+      file: of JPEG, PNG, WebP, BMP, TIFF, GIF or PPM.
+      image_size: H and W in pixels; the centre of the image is scaled to it. 0: as the image is.
+
+    Raises:
+      BrokenImage: the file is none of these, is damaged or cut off, or has too many pixels.
+    """
+    try:
+        image = Image.open(file, formats=_FORMATS)
+        pixels = image.width * image.height
+        if pixels > _MOST_PIXELS:
+            raise BrokenImage(f'{pixels:,} pixels are more than {_MOST_PIXELS:,}')
+        image = _rgb(ImageOps.exif_transpose(image))
+        if image_size:
+            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+    except BrokenImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise BrokenImage(f'is none of {", ".join(_FORMATS)}, or its beginning is damaged') from error
+    except Exception as error:  # Each format has errors of its own.
+        raise BrokenImage(' '.join(str(error).split())[:120] or type(error).__name__) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith('I'):
+        image = Image.fromarray(np.round(np.clip(np.asarray(image), 0, 2**16 - 1) / 257).astype(np.uint8))
+    elif image.mode == 'F':
+        raise BrokenImage('its pixels are floating-point numbers')
+    if image.has_transparency_data:
+        coloured = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), coloured)
+    return image.convert('RGB')
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An image that is not decoded yet: its name, for people; what opens its file; its label."""
+
+    name: str
+    open: Callable[[], BinaryIO]
+    label: int
+
+
+def decode_pieces(
+    encoded: Iterable[Encoded], image_size: int, leave_out: Callable[[str, BrokenImage], None]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (images uint8 [n, H, W, 3], labels int32 [n]) of one part of the images after another, in their order.
+
+    Args:
+      encoded: the images.
+      image_size: as of `decode`.
+      leave_out: called with the name of each image that is broken, and what is wrong with it.
+
+    Raises:
+      InputError: the images differ in size.
+    """
+    encoded, first = iter(encoded), None
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # What decodes lets other threads run.
+        while part := list(itertools.islice(encoded, _PART)):
+            images, labels = [], []
+            for one, image in zip(part, threads.map(lambda one: _decode(one, image_size), part), strict=True):
+                if isinstance(image, BrokenImage):
+                    leave_out(one.name, image)
+                    continue
+                first = first or (one.name, image.shape)
+                if image.shape != first[1]:
+                    sizes = [
+                        f'{name} is {width}x{height}' for name, (height, width, _) in (first, (one.name, image.shape))
+                    ]
+                    raise InputError(
+                        f'--config.image_size=0: the images differ in size ({", ".join(sizes)}); give the size in '
+                        'pixels that all are to be scaled to, as --config.image_size=64'
+                    )
+                images.append(image)
+                labels.append(one.label)
+            if images:
+                yield np.stack(images), np.array(labels, np.int32)
+
+
+def _decode(encoded: Encoded, image_size: int) -> np.ndarray | BrokenImage:
+    try:
+        with encoded.open() as file:
+            return decode(file, image_size)
+    except BrokenImage as error:
+        return error
+    except OSError as error:
+        return BrokenImage(error.strerror)

@@ -1,0 +1,107 @@
+"""Folders of images by class, in whatever state they are: what is no image is left out and told of."""
+
+import functools
+import hashlib
+import os
+import pathlib
+import re
+
+from simclr_cifar import cache, decoding
+from simclr_cifar.config import InputError
+
+_TEST = ('test', 'validation', 'val')
+
+
+def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache.Arrays | None:
+    """Returns the images in a folder's sub-folders, each of which is a class, through the cache; None: no test split.
+
+    The sub-folders are those of train/ and test/ (or validation/, or val/), where there is a train/: else of the folder
+    itself, and there is no test split. A class's own sub-folders belong to it. Hidden files are no part of a dataset;
+    files that are no images, and links that lead out of the folder, are left out.
+
+    Args:
+      path: the folder.
+      split: 'train' or 'test'.
+      cache_dir: as `data.load`.
+      image_size: as `decoding.decode`.
+
+    Raises:
+      InputError: there is no such folder, it holds no classes or no images, or these differ in size.
+    """
+    flag, root = f'--config.dataset=folder:{path}', pathlib.Path(path).expanduser()
+    try:
+        if not root.is_dir():
+            raise InputError(f'{flag}: there is no such folder; give one with a sub-folder of images for each class')
+        parts = {'train': root, 'test': None}
+        if (root / 'train').is_dir():
+            tests = [root / name for name in _TEST if (root / name).is_dir()]
+            parts = {'train': root / 'train', 'test': tests[0] if tests else None}
+        classes = sorted({name for part in parts.values() if part for name in _classes(part)})
+        if not classes:
+            raise InputError(f'{flag}: has no sub-folders; put the images of each class into one named after it')
+        folder = parts[split]
+        if folder is None:
+            return None
+        files, left_out = _files(root, folder, classes)
+        # Their times, not their bytes: reading those of a large folder would take as long as decoding it.
+        digest = hashlib.sha256(f'format 1, {image_size}, {classes}'.encode(errors='surrogateescape'))
+        for name, label, file in files:
+            told = file.stat()
+            digest.update(f'{name}, {label}, {told.st_size}, {told.st_mtime_ns}\n'.encode(errors='surrogateescape'))
+        digest.update('\n'.join(left_out).encode())
+    except OSError as error:
+        raise InputError(
+            f'{flag}: {error.filename} cannot be read ({error.strerror}); see to its permissions'
+        ) from error
+    key = f'{re.sub("[^a-zA-Z0-9]+", "-", root.absolute().name)[:40]}-{split}-{digest.hexdigest()[:16]}'
+    decode = functools.partial(_decode, flag, root, files, classes, left_out, image_size)
+    return cache.through(cache_dir, key, decode)
+
+
+def _classes(folder: pathlib.Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.')]
+
+
+def _files(root, folder, classes) -> tuple[list[tuple[str, int, pathlib.Path]], list[str]]:
+    """Returns (name, label, path) of the files that may be images, sorted, and a line about each that is not."""
+    files, left_out = [], []
+    inside = root.resolve()
+
+    def fail(error):
+        raise error
+
+    for label, name in enumerate(classes):
+        for where, folders, names in os.walk(folder / name, onerror=fail):
+            folders[:] = sorted(entry for entry in folders if not entry.startswith('.'))
+            for entry in sorted(names + [entry for entry in folders if os.path.islink(os.path.join(where, entry))]):
+                path = pathlib.Path(where, entry)
+                told = str(path.relative_to(root))
+                if entry.startswith('.'):
+                    continue
+                if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                    left_out.append(f'{told!a}: a link that leads out of the folder')
+                elif not path.is_file():
+                    left_out.append(f'{told!a}: not a file')
+                else:
+                    files.append((told, label, path))
+    return files, left_out
+
+
+def _decode(flag, root, files, classes, left_out, image_size) -> cache.Decoded:
+    left_out = list(left_out)
+
+    def leave_out(name, error):
+        left_out.append(f'{name!a}: {error}')
+
+    encoded = (decoding.Encoded(name, functools.partial(path.open, 'rb'), label) for name, label, path in files)
+
+    def pieces():
+        number = 0
+        for images, labels in decoding.decode_pieces(encoded, image_size, leave_out):
+            number += len(labels)
+            yield images, labels
+        if not number:
+            why = f', as {left_out[0]}' if left_out else ''
+            raise InputError(f'{flag}: none of its {len(left_out)} files is an image that can be read{why}')
+
+    return cache.Decoded(pieces(), tuple(classes), f'Images in the sub-folders of {root.absolute().name!a}.', left_out)

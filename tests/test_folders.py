@@ -1,0 +1,279 @@
+"""Folders of images by class: what decodes, what is left out, and that neither stops the rest."""
+
+import io
+import os
+import resource
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from simclr_cifar import config as config_lib
+from simclr_cifar import data, decoding
+from simclr_cifar.config import InputError
+
+RED, WHITE = (200, 30, 40), (255, 255, 255)
+
+
+@pytest.fixture
+def cache_dir(tmp_path):
+    return tmp_path / 'cache'
+
+
+def encoded(format='PNG', mode='RGB', colour=RED, size=(12, 10), **options):
+    file = io.BytesIO()
+    Image.new(mode, size, colour).save(file, format, **options)
+    return file.getvalue()
+
+
+def grey_16_bits(value):
+    file = io.BytesIO()
+    Image.fromarray(np.full((10, 12), value, np.uint16)).save(file, 'PNG')
+    return file.getvalue()
+
+
+def animated():
+    first, second = (Image.new('RGB', (12, 10), colour) for colour in (RED, WHITE))
+    file = io.BytesIO()
+    first.save(file, 'GIF', save_all=True, append_images=[second])
+    return file.getvalue()
+
+
+def palette():
+    file = io.BytesIO()
+    Image.new('RGB', (12, 10), RED).quantize(4).save(file, 'PNG')
+    return file.getvalue()
+
+
+def bomb(width=60_000, height=60_000):
+    """A PNG of a few hundred bytes whose header promises billions of pixels."""
+    content = bytearray(encoded(size=(1, 1)))
+    content[16:24] = width.to_bytes(4, 'big') + height.to_bytes(4, 'big')
+    import zlib
+
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, 'big')
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ('content', 'expected'),
+    [
+        (encoded(), RED),
+        (encoded('JPEG', quality=100, subsampling=0), RED),
+        (encoded('WEBP', lossless=True), RED),
+        (encoded('BMP'), RED),
+        (encoded('TIFF'), RED),
+        (encoded('PPM'), RED),
+        (animated(), RED),
+        (palette(), RED),
+        (encoded(mode='L', colour=77), (77, 77, 77)),
+        (encoded(mode='1', colour=1), WHITE),
+        (encoded(mode='RGBA', colour=(*RED, 255)), RED),
+        (encoded(mode='RGBA', colour=(*RED, 0)), WHITE),
+        (encoded(mode='LA', colour=(100, 0)), WHITE),
+        (grey_16_bits(0x4040), (64, 64, 64)),
+        (encoded('TIFF', mode='CMYK', colour=(0, 255, 255, 0)), (255, 0, 0)),
+    ],
+)
+def test_every_kind_of_image_becomes_what_a_person_sees(content, expected):
+    image = decoding.decode(io.BytesIO(content))
+    assert image.dtype == np.uint8
+    assert image.shape == (10, 12, 3)
+    np.testing.assert_allclose(image, np.broadcast_to(expected, image.shape), atol=2)
+
+
+def test_a_camera_held_upright_is_heard():
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, :4] = RED  # On the left, which the camera says is up.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'PNG', exif=exif)
+    image = decoding.decode(file)
+    assert image.shape == (8, 4, 3)
+    np.testing.assert_array_equal(image[:4], np.broadcast_to(RED, (4, 4, 3)))
+
+
+def test_images_are_scaled_with_their_proportions():
+    pixels = np.full((20, 60, 3), 255, np.uint8)
+    pixels[:, 20:40] = RED  # The middle is what is left.
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'PNG')
+    np.testing.assert_allclose(decoding.decode(file, 5)[:, 1:4], np.broadcast_to(RED, (5, 3, 3)), atol=12)
+    checkered = np.kron(np.indices((50, 50)).sum(axis=0) % 2, np.ones((2, 2))) * 255
+    file = io.BytesIO()
+    Image.fromarray(checkered.astype(np.uint8)).save(file, 'PNG')
+    assert np.ptp(decoding.decode(file, 10).astype(int)) < 40  # Finer than the pixels: grey, no pattern.
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        (b'', 'is none of JPEG, PNG'),
+        (b'not an image at all', 'is none of JPEG, PNG'),
+        (encoded()[:20], 'is none of|runcated'),
+        (encoded('JPEG', size=(200, 200))[:400], 'runcated'),
+        (bomb(), '3,600,000,000 pixels are more than|exceeds limit'),
+        (bomb(10_000, 9_000), '90,000,000 pixels are more than|exceeds limit'),
+        (encoded('TIFF', mode='F', colour=0.5), 'floating-point'),
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'is none of JPEG, PNG'),
+    ],
+)
+def test_what_is_no_image_says_why(content, said):
+    with pytest.raises(decoding.BrokenImage, match=said):
+        decoding.decode(io.BytesIO(content))
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of six images, an outsider, and much else."""
+    root = tmp_path / 'pets'
+    for number in range(6):
+        write(root / 'cat' / f'{number}.png', encoded(colour=(number, 0, 0)))
+        write(root / 'dog' / 'indoors' / f'{number}.jpg', encoded('JPEG', colour=(200, 200, 10 * number)))
+    write(root / 'cat' / '.hidden.png', encoded())
+    write(root / '.git' / 'a.png', encoded())
+    write(root / 'cat' / 'empty.png', b'')
+    write(root / 'cat' / 'notes.txt', b'cats')
+    write(root / 'dog' / 'bomb.png', bomb())
+    write(tmp_path / 'secret.png', encoded())
+    (root / 'cat' / 'link.png').symlink_to(tmp_path / 'secret.png')
+    (root / 'cat' / 'away').symlink_to(tmp_path)
+    (root / 'cat' / 'nowhere.png').symlink_to(root / 'gone.png')
+    os.mkfifo(root / 'dog' / 'pipe.png')
+    return root
+
+
+LEFT_OUT = [
+    'cat/away',
+    'cat/empty.png',
+    'cat/link.png',
+    'cat/notes.txt',
+    'cat/nowhere.png',
+    'dog/bomb.png',
+    'dog/pipe.png',
+]
+
+
+def test_a_folder_by_class(folder, cache_dir, capfd):
+    for _ in range(2):  # Decoded, and from the cache.
+        dataset = data.load(f'folder:{folder}', 'train', None, cache_dir)
+        assert dataset.class_names == ('cat', 'dog')
+        assert dataset.labels.tolist() == [0] * 6 + [1] * 6
+        assert dataset.images.shape == (12, 10, 12, 3)
+        assert dataset.images[:6, 0, 0, 0].tolist() == list(range(6))
+        assert dataset.description == "Images in the sub-folders of 'pets'. 7 of the files there are left out."
+        told = capfd.readouterr().err.splitlines()
+        assert sorted(line.split("'")[1] for line in told) == LEFT_OUT
+        assert all(line.startswith('Left out: ') for line in told)
+    assert data.load(f'folder:{folder}', 'test', None, cache_dir) is None
+
+
+def test_what_changes_in_a_folder_is_seen(folder, cache_dir):
+    name = f'folder:{folder}'
+    data.load(name, 'train', None, cache_dir)
+    write(folder / 'cat' / '3.png', encoded(colour=(99, 0, 0)))
+    assert data.load(name, 'train', None, cache_dir).images[3, 0, 0, 0] == 99
+    (folder / 'cat' / '0.png').unlink()
+    assert len(data.load(name, 'train', None, cache_dir).labels) == 11
+    (folder / 'dog').rename(folder / 'wolf')
+    assert data.load(name, 'train', None, cache_dir).class_names == ('cat', 'wolf')
+
+
+def test_a_folder_s_own_test_split_or_a_fifth(tmp_path, cache_dir):
+    for number in range(10):
+        for name in ('cat', 'dog'):
+            write(tmp_path / 'own' / 'train' / name / f'{number}.png', encoded(colour=(number, 0, 0)))
+            write(tmp_path / 'none' / name / f'{number}.png', encoded(colour=(number, 0, 0)))
+    for number in range(3):
+        for name in ('dog', 'cat'):
+            write(tmp_path / 'own' / 'val' / name / f'{number}.png', encoded(colour=(100 + number, 0, 0)))
+    config = config_lib.defaults()
+    config.dataset = f'folder:{tmp_path / "own"}'
+    splits = data.load_splits(config, None, cache_dir)
+    assert [len(splits[split].labels) for split in ('train', 'test')] == [20, 6]
+    assert splits['test'].images[:][:, 0, 0, 0].min() == 100
+    config.dataset = f'folder:{tmp_path / "none"}'
+    splits = data.load_splits(config, None, cache_dir)
+    assert [np.bincount(splits[split].labels).tolist() for split in ('train', 'test')] == [[8, 8], [2, 2]]
+    assert splits['test'].description.endswith('Of the training images 20% stand in for the test images.')
+
+
+@pytest.mark.parametrize(
+    ('make', 'said'),
+    [
+        (lambda root: None, 'there is no such folder'),
+        (lambda root: root.mkdir(), 'has no sub-folders'),
+        (lambda root: write(root / 'a.png', encoded()), 'has no sub-folders'),
+        (lambda root: (root / 'cat').mkdir(parents=True), 'none of its 0 files is an image'),
+        (
+            lambda root: write(root / 'cat' / 'a.png', b'no'),
+            r"none of its 1 files is an image .*as 'cat/a\.png': is none",
+        ),
+        (
+            lambda root: [write(root / 'cat' / f'{side}.png', encoded(size=(side, 9))) for side in (8, 9)],
+            r'the images differ in size \(cat/8\.png is 8x9, cat/9\.png is 9x9\); .*--config\.image_size=64',
+        ),
+    ],
+)
+def test_a_folder_that_is_none_is_refused(make, said, tmp_path, cache_dir):
+    make(tmp_path / 'pets')
+    with pytest.raises(InputError, match=said) as raised:
+        data.load(f'folder:{tmp_path / "pets"}', 'train', None, cache_dir)
+    assert '\n' not in str(raised.value)
+    assert list(cache_dir.glob('*')) == []
+
+
+contents = st.one_of(
+    st.binary(max_size=200),
+    st.builds(
+        encoded,
+        format=st.sampled_from(['PNG', 'JPEG', 'BMP', 'TIFF', 'GIF', 'WEBP']),
+        size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    ),
+    st.builds(grey_16_bits, st.integers(0, 2**16 - 1)),
+    st.builds(bomb, st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1)),
+    st.sampled_from(
+        [animated(), palette(), encoded(mode='RGBA', colour=(*RED, 9)), encoded('TIFF', mode='F', colour=1.0)]
+    ),
+)
+
+
+@st.composite
+def damaged(draw):
+    """The content of a file, as it is, cut off, or with some bytes changed."""
+    content = bytearray(draw(contents))
+    for position in draw(st.lists(st.integers(0, 300), max_size=5)):
+        if position < len(content):
+            content[position] = draw(st.integers(0, 255))
+    return bytes(content[: draw(st.one_of(st.none(), st.integers(0, 300)))])
+
+
+names = st.text(st.characters(exclude_characters='/\0', exclude_categories=['Cs']), min_size=1, max_size=12)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(files=st.dictionaries(st.tuples(st.sampled_from(['cat', 'dog', 'a,b']), names), damaged(), max_size=6))
+def test_no_folder_stops_the_program(files, tmp_path_factory, capfd):
+    root, cache = (tmp_path_factory.mktemp(name) for name in ('folder', 'cache'))
+    for (class_name, name), content in files.items():
+        if name not in ('.', '..'):
+            write(root / class_name / name, content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        dataset = data.load(f'folder:{root}', 'train', None, cache, 16)
+    except InputError as error:
+        assert '\n' not in str(error)
+    else:
+        kept = len(dataset.labels)
+        left_out = len(capfd.readouterr().err.splitlines())
+        assert kept + left_out == sum(not name.startswith('.') for _, name in files)
+        assert dataset.images.shape == (kept, 16, 16, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
