@@ -174,7 +174,7 @@ def require_pairs(dataset: Dataset, split: str) -> None:
         if count < 2:
             raise InputError(
                 f'--config.dataset={dataset.name}: the class {name!r} has {count} {split} image(s), a pair needs 2; '
-                'leave the class out with --classes, or change --config.validation_fraction'
+                'leave the class out with --classes, add to it, or change --config.validation_fraction or test_fraction'
             )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from simclr_cifar.config import InputError
 
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
 _MOST_PIXELS = 64 * 2**20  # of one image, before it is scaled
-_PART = 512  # images that are decoded before others are read
+_PART_BYTES = 2**22  # of images that are decoded before others are read
 
 # More than _MOST_PIXELS are refused, fewer are no reason to warn; nor is what else is odd about a file that decodes.
 warnings.filterwarnings('ignore', module=r'PIL\.')
@@ -88,33 +89,33 @@ def decode_pieces(
       InputError: the images differ in size.
     """
     encoded, first = iter(encoded), None
+
+    def decode_one(one):
+        try:
+            with one.open() as file:
+                image = decode(file, image_size)
+        except BrokenImage as error:
+            return error
+        except OSError as error:
+            return BrokenImage(error.strerror)
+        if first and image.shape != first[1]:
+            sizes = [f'{name} is {width}x{height}' for name, (height, width, _) in (first, (one.name, image.shape))]
+            raise InputError(
+                f'--config.image_size=0: the images differ in size ({", ".join(sizes)}); give the size in pixels that '
+                'all are to be scaled to, as --config.image_size=64'
+            )
+        return image
+
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # What decodes lets other threads run.
-        while part := list(itertools.islice(encoded, _PART)):
+        # One alone, until it is known how large they are.
+        while part := list(itertools.islice(encoded, max(1, _PART_BYTES // math.prod(first[1])) if first else 1)):
             images, labels = [], []
-            for one, image in zip(part, threads.map(lambda one: _decode(one, image_size), part), strict=True):
+            for one, image in zip(part, threads.map(decode_one, part), strict=True):
                 if isinstance(image, BrokenImage):
                     leave_out(one.name, image)
                     continue
                 first = first or (one.name, image.shape)
-                if image.shape != first[1]:
-                    sizes = [
-                        f'{name} is {width}x{height}' for name, (height, width, _) in (first, (one.name, image.shape))
-                    ]
-                    raise InputError(
-                        f'--config.image_size=0: the images differ in size ({", ".join(sizes)}); give the size in '
-                        'pixels that all are to be scaled to, as --config.image_size=64'
-                    )
                 images.append(image)
                 labels.append(one.label)
             if images:
                 yield np.stack(images), np.array(labels, np.int32)
-
-
-def _decode(encoded: Encoded, image_size: int) -> np.ndarray | BrokenImage:
-    try:
-        with encoded.open() as file:
-            return decode(file, image_size)
-    except BrokenImage as error:
-        return error
-    except OSError as error:
-        return BrokenImage(error.strerror)

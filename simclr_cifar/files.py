@@ -66,6 +66,17 @@ class Folder:
                 f'--workdir={self.path}: {path.name} is missing or unreadable; give the folder of a run'
             ) from error
 
+    def read_config(self) -> dict:
+        """Returns the fields of the config that the folder was begun with.
+
+        Raises:
+          InputError: config.json is missing or holds no such thing.
+        """
+        fields = self.read_json(self.config).get('config')
+        if not isinstance(fields, dict):
+            raise InputError(f'--workdir={self.path}: {self.config.name} holds no config; give the folder of a run')
+        return fields
+
     @contextlib.contextmanager
     def locked(self):
         """Holds the folder, made where it is missing, for this process alone; the lock of a dead process is no lock.

@@ -30,7 +30,7 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
     """
     flag, root = f'--config.dataset=folder:{path}', pathlib.Path(path).expanduser()
     try:
-        if not root.is_dir():
+        if not path or not root.is_dir():
             raise InputError(f'{flag}: there is no such folder; give one with a sub-folder of images for each class')
         parts = {'train': root, 'test': None}
         if (root / 'train').is_dir():

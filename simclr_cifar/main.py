@@ -129,8 +129,7 @@ def _train() -> int:
         run = files.RunFolder(_WORKDIR.value or _default_workdir(config))
         _require_same_config(run, config)
         with run.locked():
-            if not run.config.exists():
-                files.write_json(run.config, train.describe(_name(), config, splits))
+            train.begin(run, _name(), config, splits)
             figures = train.train(config, splits, {config.seed: run})[config.seed]
             report.write_report(run)
         _tell(run, figures)
@@ -175,7 +174,7 @@ def _evaluate() -> int:
         _require_same_config(run, _config())
     elif _CLASSES.value or _NUM_CLASSES.value is not None:
         raise InputError('--classes, --num_classes: a run is evaluated on the classes that it was trained on')
-    fields = run.read_json(run.config).get('config', {})
+    fields = run.read_config()
     if 'subsets' in fields:
         raise InputError(f'--workdir={run.path}: holds a study; give the folder of one of its runs, as c4/seed_0')
     config = config_lib.from_json(fields)
@@ -238,7 +237,7 @@ def _default_workdir(config) -> pathlib.Path:
 def _require_same_config(folder: files.Folder, config) -> None:
     if not folder.config.exists():
         return
-    before, now = folder.read_json(folder.config).get('config', {}), config_lib.to_json(config)
+    before, now = folder.read_config(), config_lib.to_json(config)
     differing = [
         f'{name} was {before.get(name)!r} and is {now.get(name)!r}'
         for name in sorted(before.keys() | now.keys())

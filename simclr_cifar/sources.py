@@ -142,7 +142,7 @@ def _decode(name: str, split: str, prepared: pathlib.Path, image_size: int) -> c
         raise _damaged(prepared, split, error) from error
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise InputError(
-            f'--config.dataset={name}: has {", ".join(info.features)}, not image and label; choose another'
+            f'--config.dataset={name}: has {", ".join(sorted(info.features))}, not image and label; choose another'
         )
     if info.file_format.value == 'tfrecord' and importlib.util.find_spec('tensorflow') is None:
         raise InputError(

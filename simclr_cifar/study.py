@@ -77,9 +77,8 @@ def run_study(
         if folder:
             print(told, flush=True)
         for seed, run in runs.items():
-            if run and not run.config.exists():
-                described = train.describe(subset_name, config_lib.study_run(config, subset, seed), splits)
-                write_json(run.config, described)
+            if run:
+                train.begin(run, subset_name, config_lib.study_run(config, subset, seed), splits)
         train.train(config_lib.study_run(config, subset, config.seed), splits, runs)
         if folder:
             _find_duplicates(folder, subset_name, splits)

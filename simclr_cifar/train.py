@@ -23,6 +23,7 @@ from simclr_cifar import (
     step,
 )
 from simclr_cifar import config as config_lib
+from simclr_cifar.config import InputError
 from simclr_cifar.data import Dataset
 from simclr_cifar.feed import Feed, is_resident
 from simclr_cifar.files import RunFolder, git_commit, write_arrays, write_json
@@ -180,8 +181,26 @@ def require_trainable(config: ml_collections.ConfigDict, training: Dataset) -> N
         data.require_images(training, config)
 
 
-def describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Dataset]) -> dict:
-    """Returns what config.json says of a run, name being that of its config file."""
+def begin(run: RunFolder, name: str, config: ml_collections.ConfigDict, splits: dict[str, Dataset]) -> None:
+    """Writes config.json, name being that of the config file, or checks that the run there has the same images.
+
+    Raises:
+      InputError: it has others.
+    """
+    described = _describe(name, config, splits)
+    if not run.config.exists():
+        write_json(run.config, described)
+        return
+    before = run.read_json(run.config)
+    for about in ('class_names', 'images'):
+        if before.get(about) != described[about]:
+            raise InputError(
+                f'--workdir={run.path}: was started on other images ({about}: {before.get(about)}, now '
+                f'{described[about]}); choose another folder, or the images as they were'
+            )
+
+
+def _describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Dataset]) -> dict:
     packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
     class_names = splits['train'].class_names
     chance_loss, chance_accuracy = objectives.chance(config, len(class_names))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, decoding
+from simclr_cifar import data, decoding, files, train
 from simclr_cifar.config import InputError
 
 RED, WHITE = (200, 30, 40), (255, 255, 255)
@@ -187,6 +187,18 @@ def test_what_changes_in_a_folder_is_seen(folder, cache_dir):
     assert data.load(name, 'train', None, cache_dir).class_names == ('cat', 'wolf')
 
 
+def test_a_run_does_not_go_on_with_other_images(folder, cache_dir, tmp_path):
+    config, run = config_lib.defaults(), files.RunFolder(tmp_path / 'run')
+    config.update(dataset=f'folder:{folder}', test_fraction=0.4)
+    run.path.mkdir()
+    for _ in range(2):
+        train.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
+    write(folder / 'cat' / 'more.png', encoded())
+    write(folder / 'cat' / 'and more.png', encoded())
+    with pytest.raises(InputError, match=r"was started on other images .*'train': 8.*now .*'train': 9"):
+        train.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
+
+
 def test_a_folder_s_own_test_split_or_a_fifth(tmp_path, cache_dir):
     for number in range(10):
         for name in ('cat', 'dog'):
@@ -231,7 +243,12 @@ def test_a_folder_that_is_none_is_refused(make, said, tmp_path, cache_dir):
     assert list(cache_dir.glob('*')) == []
 
 
-contents = st.one_of(
+def test_a_folder_is_to_be_named(cache_dir):
+    with pytest.raises(InputError, match='folder:: there is no such folder'):
+        data.load('folder:', 'train', None, cache_dir)
+
+
+whole = st.one_of(
     st.binary(max_size=200),
     st.builds(
         encoded,
@@ -249,7 +266,7 @@ contents = st.one_of(
 @st.composite
 def damaged(draw):
     """The content of a file, as it is, cut off, or with some bytes changed."""
-    content = bytearray(draw(contents))
+    content = bytearray(draw(whole))
     for position in draw(st.lists(st.integers(0, 300), max_size=5)):
         if position < len(content):
             content[position] = draw(st.integers(0, 255))
@@ -260,10 +277,10 @@ names = st.text(st.characters(exclude_characters='/\0', exclude_categories=['Cs'
 
 
 @settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@given(files=st.dictionaries(st.tuples(st.sampled_from(['cat', 'dog', 'a,b']), names), damaged(), max_size=6))
-def test_no_folder_stops_the_program(files, tmp_path_factory, capfd):
+@given(contents=st.dictionaries(st.tuples(st.sampled_from(['cat', 'dog', 'a,b']), names), damaged(), max_size=6))
+def test_no_folder_stops_the_program(contents, tmp_path_factory, capfd):
     root, cache = (tmp_path_factory.mktemp(name) for name in ('folder', 'cache'))
-    for (class_name, name), content in files.items():
+    for (class_name, name), content in contents.items():
         if name not in ('.', '..'):
             write(root / class_name / name, content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -274,6 +291,6 @@ def test_no_folder_stops_the_program(files, tmp_path_factory, capfd):
     else:
         kept = len(dataset.labels)
         left_out = len(capfd.readouterr().err.splitlines())
-        assert kept + left_out == sum(not name.startswith('.') for _, name in files)
+        assert kept + left_out == sum(not name.startswith('.') for _, name in contents)
         assert dataset.images.shape == (kept, 16, 16, 3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB

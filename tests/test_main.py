@@ -229,6 +229,8 @@ def test_weights_alone_are_evaluated_as_the_run_that_they_are_of(finished, tmp_p
     described['config']['embedding_dim'] = 16
     (tmp_path / 'config.json').write_text(json.dumps(described))
     assert_refused(run('--mode=eval', f'--workdir={tmp_path}'), 'weights.npz', 'another architecture')
+    (tmp_path / 'config.json').write_text('{"config": ["seed"]}')
+    assert_refused(run('--mode=eval', f'--workdir={tmp_path}'), 'config.json holds no config')
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
