@@ -98,6 +98,8 @@ def _find_prepared(name: str, root: pathlib.Path, given: str) -> pathlib.Path:
     else:
         missing = InputError
         remedy += f'or choose another --config.dataset; there are {_KNOWN}'
+    if name != 'cifar10':
+        given = f'--config.dataset={name}: {given}'
     if not root.is_dir():
         raise missing(f'{given}={root}: there is no such folder; {remedy}')
     finished = [path.parent for path in root.glob(f'{name}/*/dataset_info.json')]
