@@ -56,7 +56,7 @@ class Feed:
         return self._training.images.shape[1:]
 
     def __str__(self) -> str:
-        size = f'{self._training.images.nbytes / 2**30:.2f} GiB of images'
+        size = f'{self._training.images.nbytes / 2**20:,.1f} MiB of images'
         return f'{size} on each device' if self._resident else f'{size}, read {self._steps} steps at a time'
 
     def lower(self, states: step.TrainState, seeds: jax.Array) -> jax.stages.Lowered:

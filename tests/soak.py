@@ -1,19 +1,21 @@
 """What takes too long for every change: the program under hours of trouble in half an hour. Prints a table.
 
     python tests/soak.py            # all
-    python tests/soak.py kills      # one: equal, kills, leaks
+    python tests/soak.py kills      # one: equal, kills, disk, leaks
 
 Everything is drawn from fixed seeds; only when a process is killed depends on the machine. Exit status 1 where
 anything was lost.
 
 equal  losses and parameters of 200 steps on 1, 2, 4 and 8 devices and in 2 and 4 processes, for every objective
 kills  100 times SIGKILL at a random moment, from start-up to report; what is there stays whole, and ends as if unharmed
+disk   a disk that is full at first, and given a little more room again and again; then one that cannot be written
 leaks  memory, open files, threads and processes over 30 minutes of training, evaluation and resuming
 """
 
 import argparse
 import csv
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -23,7 +25,7 @@ import time
 import numpy as np
 import psutil
 from PIL import Image
-from programs import finish, losses, started, weights
+from programs import ROOT, finish, losses, started, weights
 
 COMMON = ['--config=configs/smoke.py', '--config.channels=8,8', '--config.embedding_dim=4']
 FEW_LOGITS = 'from simclr_cifar import objectives; objectives._LARGEST_LOGITS = 64'
@@ -108,6 +110,41 @@ def kills(table: Table, folder: pathlib.Path, count: int = 100) -> None:
     table.add('kills: runs end bit by bit as the one unharmed', ended, alike)
 
 
+FULL_DISK = """
+mkdir disk
+mount -t tmpfs -o size=256k tmpfs disk
+for size in $(seq 256 256 4096); do
+  mount -o remount,size=${size}k disk
+  "$@" --workdir=disk/run 2>errors
+  status=$?
+  echo "$status $(grep -c . errors) $(head -c 300 errors)"
+  [ $status = 2 ] || break
+done
+cp -r disk/run whole
+mount -o remount,ro disk
+"$@" --workdir=disk/other 2>&1
+"""
+
+
+def disk(table: Table, folder: pathlib.Path) -> None:
+    """A run on a tmpfs of 256 KiB, started again with 256 KiB more until it is through."""
+    program = [sys.executable, '-m', 'simclr_cifar.main', *COMMON, '--config.milestones=2,']
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+    (folder / 'configs').symlink_to(ROOT / 'configs')
+    assert run_for(None, *program[3:], f'--workdir={folder / "unharmed"}') == 0
+    shell = ['unshare', '--map-root-user', '--mount', 'bash', '-c', FULL_DISK, 'bash', *program]
+    told = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True)
+    lines = [line for line in told.stdout.splitlines() if line[:2] in ('0 ', '1 ', '2 ')]
+    full = [line for line in lines if line.startswith('2 ')]
+    table.add(
+        'disk: full, one line', len(lines) - 1, sum('1 error: --workdir: the disk is full' in line for line in full)
+    )
+    alike = tell(differing(folder / 'whole', folder / 'unharmed')) is None
+    table.add('disk: ends bit by bit as the one unharmed', 1, int(bool(full) and alike))
+    refused = told.stdout.rstrip().endswith('cannot be written (Read-only file system); choose another')
+    table.add('disk: not to be written, one line', 1, int(refused), told.stderr[-200:])
+
+
 def run_for(seconds: float | None, *flags: str) -> int | None:
     """Returns the status of the program, or None where it took longer and was killed."""
     with started(1, *flags, quiet=True) as group:
@@ -189,15 +226,22 @@ def leaks(table: Table, folder: pathlib.Path, minutes: float = 30) -> None:
             children = len(process.children(recursive=True))
             group[0].terminate()
             status = group[0].wait(timeout=60)
-        times, memory, files, threads = np.array(samples[len(samples) // 4 :]).T
-        slope = 60 * np.polyfit(times, memory, 1)[0]
-        well = slope < 1 and files[-1] <= files[0] + 2 and threads[-1] <= threads[0] + 2 and not children and not status
-        note = f'memory {memory[-1]:.0f} MB, {slope:+.2f} MB a minute; {files[-1]:.0f} files, {threads[-1]:.0f} threads'
+        settled = np.array(samples[len(samples) // 4 :])
+        slope = 60 * np.polyfit(settled[:, 0], settled[:, 1], 1)[0]
+        # What saves and evaluates comes and goes.
+        early, late = (
+            np.median(part, axis=0) for part in (settled[: len(settled) // 3], settled[-len(settled) // 3 :])
+        )
+        well = slope < 1 and np.all(late[2:] <= early[2:] + 1) and not children and status == 0
+        note = (
+            f'memory {late[1]:.0f} MB, {slope:+.2f} MB a minute; {early[2]:.0f} to {late[2]:.0f} files, '
+            f'{early[3]:.0f} to {late[3]:.0f} threads, {children} processes, status {status}'
+        )
         table.add(f'leaks: part {part + 1} of 3, {minutes / 3:.0f} minutes', 1, int(well), note)
 
 
 def main() -> int:
-    parts = {'equal': equal, 'kills': kills, 'leaks': leaks}
+    parts = {'equal': equal, 'kills': kills, 'disk': disk, 'leaks': leaks}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('parts', nargs='*', choices=[*parts, []], help='default: all of them')
     chosen = parser.parse_args().parts or list(parts)
