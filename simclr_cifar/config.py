@@ -104,7 +104,7 @@ OPERATIONAL = ('resident', 'max_seconds', 'checkpoint_every_epochs', 'checkpoint
 
 _ABOVE_ZERO = math.ulp(0.0)
 _LIMITS = {  # field: lowest and highest value; a tuple's elements each
-    'image_size': (0, 2**12),
+    'image_size': (0, 2**10),
     'num_classes': (0, 2**31 - 1),
     'validation_fraction': (0.0, 0.9),
     'test_fraction': (0.0, 0.9),
