@@ -24,7 +24,7 @@ _BYTES = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'pred': 1}
 
 
 def count(file: str, fields: dict):
-    """A repetition is nothing; returns bytes 'reduced' and 'gathered' a step, 'multiplications' an image, 'images'."""
+    """A repetition is nothing; returns bytes 'reduced', 'gathered' and 'scattered' a step, and what computing takes."""
     import importlib
 
     import jax
@@ -42,11 +42,11 @@ def count(file: str, fields: dict):
     arguments = jax.tree.map(lambda leaf: np.asarray(leaf)[None], state), np.zeros(1, np.int32), images
     text = step.compile_epoch(config, mesh).lower(*arguments, sampling.class_index(labels, 10)).compile().as_text()
     found = {
-        'reduced': _exchanged(text, 'all-reduce') + _exchanged(text, 'reduce-scatter'),
+        'reduced': _exchanged(text, 'all-reduce'),
         'gathered': _exchanged(text, 'all-gather'),
+        'scattered': _exchanged(text, 'reduce-scatter') * _DEVICES,
         'multiplications': models.operations(models.make_model(config), state.variables, images.shape[1:]),
         'images': 2 * config.groups_per_batch * (1 if config.pairs == 'views' else 10),
-        'width': config.embedding_dim,
     }
     return lambda: found
 
@@ -70,11 +70,11 @@ def measure() -> str:
             [
                 title,
                 f'{found["images"]:,}',
-                *(f'{found[name]:,}' for name in ('reduced', 'gathered', 'multiplications')),
+                *(f'{found[name]:,}' for name in ('reduced', 'gathered', 'scattered', 'multiplications')),
             ]
         )
         on_paper += [[title, *_estimate(found, accelerators)] for accelerators in _ACCELERATORS]
-    header = ['config', 'images a batch', 'bytes reduced', 'bytes gathered', 'multiplications an image']
+    header = ['config', 'images a batch', 'bytes reduced', 'gathered', 'scattered', 'multiplications an image']
     paper = [
         'config',
         'accelerators',
@@ -85,15 +85,15 @@ def measure() -> str:
         'gather 10 % of computing',
     ]
     notes = f"""\
-Counted in the program compiled for {_DEVICES} simulated devices: what a step reduces (gradients, statistics, the
-gradient of what is gathered) and gathers (embeddings), the bytes of the results.
+Counted in the program compiled for {_DEVICES} simulated devices, in bytes of whole arrays: what a step reduces
+(gradients, statistics), gathers (embeddings and labels) and scatters (the sums of the gathered embeddings' gradients).
 
 On paper, milliseconds a step: {_IMAGES} images for each accelerator, 6 operations for a multiplication of the forward
 pass, {_PEAK / 1e12:.0f} TFLOP/s at {_SHARE_OF_PEAK:.0%} (H100, bfloat16). A ring sends 2 (N - 1) / N of the bytes
-reduced and (N - 1) / N of those gathered, at {_LINKS[8] / 1e9:.0f} GB/s within 8 and {_LINKS[64] / 1e9:.0f} beyond.
-Nothing overlaps, latency is left out. What is gathered, D float32 for each of the B = {_IMAGES} N images of a batch,
-grows with it, and what one accelerator computes does not: the last column is the B at which 4 B D / link is a tenth of
-computing.
+reduced and (N - 1) / N of those gathered and scattered, at {_LINKS[8] / 1e9:.0f} GB/s within 8 and {_LINKS[64] / 1e9:.0f} beyond.
+Nothing overlaps, latency is left out. What is gathered and scattered, so many bytes for each of the B = {_IMAGES} N
+images of a batch, grows with it, and what one accelerator computes does not: the last column is the B at which it takes
+a tenth of the time of computing.
 """
     return '\n\n'.join(
         [results.environment(), notes.strip(), results.table(header, counted), results.table(paper, on_paper)]
@@ -103,10 +103,7 @@ computing.
 def _estimate(found: dict, accelerators: int) -> list[str]:
     share, link, batch = (accelerators - 1) / accelerators, _LINKS[accelerators], _IMAGES * accelerators
     computing = 6 * found['multiplications'] * _IMAGES / (_PEAK * _SHARE_OF_PEAK)
-    gathered = 4 * found['width'] * batch if found['gathered'] else 0
-    # The gradient of what is gathered is reduced, and grows with the batch as it does.
-    of_embeddings = found['gathered'] if found['gathered'] else 0
-    reduced = found['reduced'] - of_embeddings + gathered
-    limit = f'{0.1 * computing * link / (4 * found["width"]):,.0f}' if gathered else '-'
-    times = [computing, 2 * share * reduced / link, share * gathered / link]
+    of_image = (found['gathered'] + found['scattered']) / found['images']
+    times = [computing, 2 * share * found['reduced'] / link, share * of_image * batch / link]
+    limit = f'{0.1 * computing * link / of_image:,.0f}' if of_image else '-'
     return [str(accelerators), f'{batch:,}', *(f'{1e3 * seconds:.4f}' for seconds in times), limit]
