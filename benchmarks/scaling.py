@@ -90,7 +90,8 @@ Counted in the program compiled for {_DEVICES} simulated devices, in bytes of wh
 
 On paper, milliseconds a step: {_IMAGES} images for each accelerator, 6 operations for a multiplication of the forward
 pass, {_PEAK / 1e12:.0f} TFLOP/s at {_SHARE_OF_PEAK:.0%} (H100, bfloat16). A ring sends 2 (N - 1) / N of the bytes
-reduced and (N - 1) / N of those gathered and scattered, at {_LINKS[8] / 1e9:.0f} GB/s within 8 and {_LINKS[64] / 1e9:.0f} beyond.
+reduced and (N - 1) / N of those gathered and scattered, at {_LINKS[8] / 1e9:.0f} GB/s within 8 and
+{_LINKS[64] / 1e9:.0f} beyond.
 Nothing overlaps, latency is left out. What is gathered and scattered, so many bytes for each of the B = {_IMAGES} N
 images of a batch, grows with it, and what one accelerator computes does not: the last column is the B at which it takes
 a tenth of the time of computing.
