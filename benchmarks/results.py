@@ -20,7 +20,16 @@ from simclr_cifar import files
 from simclr_cifar.data import Dataset
 
 PATH = pathlib.Path(__file__).parent / 'RESULTS.md'
-SECTIONS = ('step', 'convolutions', 'neighbours', 'retrieval', 'growth', 'scaling', 'gpu')  # in the file's order
+SECTIONS = (
+    'step',
+    'convolutions',
+    'neighbours',
+    'retrieval',
+    'growth',
+    'scaling',
+    'feed',
+    'gpu',
+)  # in the file's order
 _PACKAGES = (
     *('jax', 'flax', 'optax', 'tensorflow-cpu', 'keras', 'torch', 'pytorch-metric-learning', 'faiss-cpu'),
     *('scikit-learn', 'numpy'),
