@@ -47,22 +47,31 @@ def through(cache_dir: str | None, key: str, decode: Callable[[], Decoded]) -> A
 
     Where it cannot be kept, the images are held in memory.
     """
-    folder = root(cache_dir) / key
-    try:
-        return _open(folder)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        pass  # Absent or damaged: decode.
+    folder, reason = root(cache_dir) / key, None
+    if kept := _open(folder):
+        return kept
     try:
         _write(decode(), folder)
-        return _open(folder)
     except OSError as error:
-        print(f'The decoded images are not kept for next time: {error}; choose --cache_dir', file=sys.stderr)
-        decoded = decode()
-        images, labels = (np.concatenate(parts) for parts in zip(*decoded.pieces, strict=True))
-        return images, labels, decoded.class_names, _described(decoded.description, decoded.left_out)
+        reason = error
+    if kept := _open(folder):  # Perhaps another process's.
+        return kept
+    print(f'The decoded images are not kept for next time: {reason}; choose --cache_dir', file=sys.stderr)
+    decoded = decode()
+    images, labels = (np.concatenate(parts) for parts in zip(*decoded.pieces, strict=True))
+    return images, labels, decoded.class_names, _described(decoded.description, decoded.left_out)
 
 
-def _open(folder: pathlib.Path) -> Arrays:
+def _open(folder: pathlib.Path) -> Arrays | None:
+    """Returns what is kept in the folder; None: nothing, or it is damaged, in whatever way."""
+    try:
+        *arrays, about = _read(folder)
+    except Exception:
+        return None
+    return *arrays, tuple(about['class_names']), _described(about['description'], about['left_out'])
+
+
+def _read(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict]:
     about = json.loads((folder / 'about.json').read_text())
     labels = np.load(folder / 'labels.npy', allow_pickle=False)
     images = np.memmap(folder / 'images.raw', np.uint8, 'r', shape=(len(labels), *about['image_shape']))
@@ -72,7 +81,7 @@ def _open(folder: pathlib.Path) -> Arrays:
         checksum = zlib.crc32(flat[first : first + _PIECE], checksum)
     if about['checksums'] != [checksum, zlib.crc32(labels)]:
         raise ValueError('not as it was written')
-    return images, labels, tuple(about['class_names']), _described(about['description'], about['left_out'])
+    return images, labels, about
 
 
 def _described(description: str, left_out: list[str]) -> str:

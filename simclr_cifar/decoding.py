@@ -97,7 +97,7 @@ def decode_pieces(
         except BrokenImage as error:
             return error
         except OSError as error:
-            return BrokenImage(error.strerror)
+            return BrokenImage(error.strerror or str(error))
         if first and image.shape != first[1]:
             sizes = [f'{name} is {width}x{height}' for name, (height, width, _) in (first, (one.name, image.shape))]
             raise InputError(

@@ -36,13 +36,18 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
         if (root / 'train').is_dir():
             tests = [root / name for name in _TEST if (root / name).is_dir()]
             parts = {'train': root / 'train', 'test': tests[0] if tests else None}
-        classes = sorted({name for part in parts.values() if part for name in _classes(part)})
+        inside = root.resolve()
+        found = [entry for part in parts.values() if part for entry in _sub_folders(part)]
+        classes = sorted({entry.name for entry in found if entry.resolve().is_relative_to(inside)})
         if not classes:
             raise InputError(f'{flag}: has no sub-folders; put the images of each class into one named after it')
+        for name in classes:
+            if not name.isprintable():
+                raise InputError(f'{flag}: {name!a} is a name that cannot be printed; give the sub-folder another')
         folder = parts[split]
         if folder is None:
             return None
-        files, left_out = _files(root, folder, classes)
+        files, left_out = _files(root, folder, classes, inside)
         # Their times, not their bytes: reading those of a large folder would take as long as decoding it.
         digest = hashlib.sha256(f'format 1, {image_size}, {classes}'.encode(errors='surrogateescape'))
         for name, label, file in files:
@@ -58,19 +63,21 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
     return cache.through(cache_dir, key, decode)
 
 
-def _classes(folder: pathlib.Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.')]
+def _sub_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith('.')]
 
 
-def _files(root, folder, classes) -> tuple[list[tuple[str, int, pathlib.Path]], list[str]]:
+def _files(root, folder, classes, inside) -> tuple[list[tuple[str, int, pathlib.Path]], list[str]]:
     """Returns (name, label, path) of the files that may be images, sorted, and a line about each that is not."""
-    files, left_out = [], []
-    inside = root.resolve()
+    away = 'a link that leads out of the folder'
+    files, left_out = [], [f'{entry.name!a}: {away}' for entry in _sub_folders(folder) if entry.name not in classes]
 
     def fail(error):
         raise error
 
     for label, name in enumerate(classes):
+        if not (folder / name).is_dir():  # A class of the other split.
+            continue
         for where, folders, names in os.walk(folder / name, onerror=fail):
             folders[:] = sorted(entry for entry in folders if not entry.startswith('.'))
             for entry in sorted(names + [entry for entry in folders if os.path.islink(os.path.join(where, entry))]):
@@ -79,7 +86,7 @@ def _files(root, folder, classes) -> tuple[list[tuple[str, int, pathlib.Path]], 
                 if entry.startswith('.'):
                     continue
                 if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                    left_out.append(f'{told!a}: a link that leads out of the folder')
+                    left_out.append(f'{told!a}: {away}')
                 elif not path.is_file():
                     left_out.append(f'{told!a}: not a file')
                 else:

@@ -147,6 +147,7 @@ def folder(tmp_path):
     write(tmp_path / 'secret.png', encoded())
     (root / 'cat' / 'link.png').symlink_to(tmp_path / 'secret.png')
     (root / 'cat' / 'away').symlink_to(tmp_path)
+    (root / 'cats').symlink_to(tmp_path)
     (root / 'cat' / 'nowhere.png').symlink_to(root / 'gone.png')
     os.mkfifo(root / 'dog' / 'pipe.png')
     return root
@@ -158,6 +159,7 @@ LEFT_OUT = [
     'cat/link.png',
     'cat/notes.txt',
     'cat/nowhere.png',
+    'cats',
     'dog/bomb.png',
     'dog/pipe.png',
 ]
@@ -170,7 +172,7 @@ def test_a_folder_by_class(folder, cache_dir, capfd):
         assert dataset.labels.tolist() == [0] * 6 + [1] * 6
         assert dataset.images.shape == (12, 10, 12, 3)
         assert dataset.images[:6, 0, 0, 0].tolist() == list(range(6))
-        assert dataset.description == "Images in the sub-folders of 'pets'. 7 of the files there are left out."
+        assert dataset.description == "Images in the sub-folders of 'pets'. 8 of the files there are left out."
         told = capfd.readouterr().err.splitlines()
         assert sorted(line.split("'")[1] for line in told) == LEFT_OUT
         assert all(line.startswith('Left out: ') for line in told)
@@ -208,8 +210,9 @@ def test_a_folder_s_own_test_split_or_a_fifth(tmp_path, cache_dir):
     for number in range(3):
         for name in ('dog', 'cat'):
             write(tmp_path / 'own' / 'val' / name / f'{number}.png', encoded(colour=(100 + number, 0, 0)))
+    (tmp_path / 'own' / 'train' / 'bird').mkdir()
     config = config_lib.defaults()
-    config.dataset = f'folder:{tmp_path / "own"}'
+    config.dataset, config.classes = f'folder:{tmp_path / "own"}', 'cat,dog'
     splits = data.load_splits(config, None, cache_dir)
     assert [len(splits[split].labels) for split in ('train', 'test')] == [20, 6]
     assert splits['test'].images[:][:, 0, 0, 0].min() == 100
@@ -224,6 +227,7 @@ def test_a_folder_s_own_test_split_or_a_fifth(tmp_path, cache_dir):
     [
         (lambda root: None, 'there is no such folder'),
         (lambda root: root.mkdir(), 'has no sub-folders'),
+        (lambda root: (root / 'a\nb').mkdir(parents=True), r"'a\\nb' is a name that cannot be printed"),
         (lambda root: write(root / 'a.png', encoded()), 'has no sub-folders'),
         (lambda root: (root / 'cat').mkdir(parents=True), 'none of its 0 files is an image'),
         (
