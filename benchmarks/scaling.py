@@ -93,8 +93,8 @@ pass, {_PEAK / 1e12:.0f} TFLOP/s at {_SHARE_OF_PEAK:.0%} (H100, bfloat16). A rin
 reduced and (N - 1) / N of those gathered and scattered, at {_LINKS[8] / 1e9:.0f} GB/s within 8 and
 {_LINKS[64] / 1e9:.0f} beyond.
 Nothing overlaps, latency is left out. What is gathered and scattered, so many bytes for each of the B = {_IMAGES} N
-images of a batch, grows with it, and what one accelerator computes hardly does: the last column is the B at which it takes
-a tenth of the time of computing.
+images of a batch, grows with it, and what one accelerator computes hardly does: the last column is the B at which
+it takes a tenth of the time of computing.
 """
     return '\n\n'.join(
         [results.environment(), notes.strip(), results.table(header, counted), results.table(paper, on_paper)]

@@ -38,7 +38,7 @@ Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...], str]  # images, labels, 
 
 def root(cache_dir: str | None) -> pathlib.Path:
     """Returns the folder of what is kept between runs; None: simclr_cifar in the user's cache folder."""
-    root = pathlib.Path(cache_dir or os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+    root = pathlib.Path(os.path.expanduser(cache_dir or os.environ.get('XDG_CACHE_HOME') or '~/.cache'))
     return root if cache_dir else root / 'simclr_cifar'
 
 
@@ -65,10 +65,10 @@ def through(cache_dir: str | None, key: str, decode: Callable[[], Decoded]) -> A
 def _open(folder: pathlib.Path) -> Arrays | None:
     """Returns what is kept in the folder; None: nothing, or it is damaged, in whatever way."""
     try:
-        *arrays, about = _read(folder)
+        images, labels, about = _read(folder)
+        return images, labels, tuple(about['class_names']), _described(about['description'], about['left_out'])
     except Exception:
         return None
-    return *arrays, tuple(about['class_names']), _described(about['description'], about['left_out'])
 
 
 def _read(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -79,9 +79,13 @@ def _read(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict]:
     checksum = 0
     for first in range(0, len(flat), _PIECE):
         checksum = zlib.crc32(flat[first : first + _PIECE], checksum)
-    if about['checksums'] != [checksum, zlib.crc32(labels)]:
+    if about.pop('checksums') != [checksum, zlib.crc32(labels), _checksum(about)]:
         raise ValueError('not as it was written')
     return images, labels, about
+
+
+def _checksum(about: dict) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
 def _described(description: str, left_out: list[str]) -> str:
@@ -115,9 +119,9 @@ def _write(decoded: Decoded, folder: pathlib.Path) -> None:
             'class_names': decoded.class_names,
             'description': decoded.description,
             'left_out': decoded.left_out,
-            'checksums': [checksum, zlib.crc32(labels)],
         }
-        (partial / 'about.json').write_text(json.dumps(about))
+        checksums = [checksum, zlib.crc32(labels), _checksum(about)]
+        (partial / 'about.json').write_text(json.dumps(about | {'checksums': checksums}))
         shutil.rmtree(folder, ignore_errors=True)  # A damaged one.
         partial.rename(folder)
     finally:

@@ -1,9 +1,11 @@
 """From image files, of anyone's making, to arrays: what is broken, huge or of an unknown kind is told, not trusted."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from simclr_cifar.config import InputError
 
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
 _MOST_PIXELS = 64 * 2**20  # of one image, before it is scaled
+_LARGE_PIXELS, _ONE_LARGE = 2**22, threading.Lock()  # of which one is decoded at a time: each may take 1 GiB
 _PART_BYTES = 2**22  # of images that are decoded before others are read
 
 # More than _MOST_PIXELS are refused, fewer are no reason to warn; nor is what else is odd about a file that decodes.
@@ -29,7 +32,7 @@ class BrokenImage(Exception):
 def decode(file: BinaryIO, image_size: int = 0) -> np.ndarray:
     """Returns the image in a file, the first where there are several, upright, as uint8 [H, W, 3].
 
-    Transparent parts are white, 16 bits are rounded to 8.
+    Transparent parts are white. Of 16 bits of grey the 8 nearest are taken, of colours the first 8.
 
     Args:
       file: of JPEG, PNG, WebP, BMP, TIFF, GIF or PPM.
@@ -37,29 +40,35 @@ def decode(file: BinaryIO, image_size: int = 0) -> np.ndarray:
 
     Raises:
       BrokenImage: the file is none of these, is damaged or cut off, or has too many pixels.
+      OSError: it cannot be read.
     """
     try:
         image = Image.open(file, formats=_FORMATS)
         pixels = image.width * image.height
         if pixels > _MOST_PIXELS:
             raise BrokenImage(f'{pixels:,} pixels are more than {_MOST_PIXELS:,}')
-        image = _rgb(ImageOps.exif_transpose(image))
-        if image_size:
-            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-        return np.asarray(image)
-    except BrokenImage:
+        with _ONE_LARGE if pixels > _LARGE_PIXELS else contextlib.nullcontext():
+            image = _rgb(ImageOps.exif_transpose(image))
+            if image_size:
+                image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+            return np.asarray(image)
+    except (BrokenImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise BrokenImage(f'is none of {", ".join(_FORMATS)}, or its beginning is damaged') from error
     except Exception as error:  # Each format has errors of its own.
+        if isinstance(error, OSError) and error.errno:
+            raise  # The disk's, not the image's.
         raise BrokenImage(' '.join(str(error).split())[:120] or type(error).__name__) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith('I'):
-        image = Image.fromarray(np.round(np.clip(np.asarray(image), 0, 2**16 - 1) / 257).astype(np.uint8))
-    elif image.mode == 'F':
-        raise BrokenImage('its pixels are floating-point numbers')
+    if image.mode in ('I', 'F'):
+        raise BrokenImage('its pixels are numbers of 32 bits, whose black and white nothing tells')
+    if image.mode.startswith('I;16'):
+        values = np.asarray(image)
+        transparent = values == image.info.get('transparency', -1)
+        image = Image.fromarray(np.where(transparent, 255, (values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         coloured = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), coloured)
@@ -86,7 +95,7 @@ def decode_pieces(
       leave_out: called with the name of each image that is broken, and what is wrong with it.
 
     Raises:
-      InputError: the images differ in size.
+      InputError: the images differ in size, or one cannot be read.
     """
     encoded, first = iter(encoded), None
 
@@ -96,8 +105,10 @@ def decode_pieces(
                 image = decode(file, image_size)
         except BrokenImage as error:
             return error
+        except FileNotFoundError:
+            return BrokenImage('has gone')
         except OSError as error:
-            return BrokenImage(error.strerror or str(error))
+            raise InputError(f'--config.dataset: {one.name!a} cannot be read ({error.strerror}); see to it') from error
         if first and image.shape != first[1]:
             sizes = [f'{name} is {width}x{height}' for name, (height, width, _) in (first, (one.name, image.shape))]
             raise InputError(

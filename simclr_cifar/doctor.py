@@ -155,6 +155,8 @@ def _replicas(config, training: data.Dataset) -> str:
     """A batch's loss and gradient on one device and on all, each of which sees other images."""
     if jax.device_count() == 1:
         return 'one device: nothing to compare'
+    counts = np.bincount(training.labels, minlength=len(training.class_names))
+    training = data.sample(training, np.minimum(counts, max(50, 2 * jax.device_count())), 0)
     # Parameters after a step of plain SGD are those before it, less the gradient.
     plain = _changed(
         config,

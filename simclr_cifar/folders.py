@@ -28,7 +28,9 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
     Raises:
       InputError: there is no such folder, it holds no classes or no images, or these differ in size.
     """
-    flag, root = f'--config.dataset=folder:{path}', pathlib.Path(path).expanduser()
+    flag, root = f'--config.dataset=folder:{path}', pathlib.Path(os.path.expanduser(path))
+    if not path.isprintable():
+        raise InputError(f'--config.dataset=folder:{path!a}: is a name that cannot be printed; give the folder another')
     try:
         if not path or not root.is_dir():
             raise InputError(f'{flag}: there is no such folder; give one with a sub-folder of images for each class')
@@ -36,28 +38,30 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
         if (root / 'train').is_dir():
             tests = [root / name for name in _TEST if (root / name).is_dir()]
             parts = {'train': root / 'train', 'test': tests[0] if tests else None}
-        inside = root.resolve()
         found = [entry for part in parts.values() if part for entry in _sub_folders(part)]
-        classes = sorted({entry.name for entry in found if entry.resolve().is_relative_to(inside)})
+        classes = sorted({entry.name for entry in found if not _leads_out(entry, root)})
         if not classes:
-            raise InputError(f'{flag}: has no sub-folders; put the images of each class into one named after it')
+            raise InputError(
+                f'{flag}: {parts["train"]} has no sub-folders; put the images of each class into one named after it'
+            )
         for name in classes:
             if not name.isprintable():
                 raise InputError(f'{flag}: {name!a} is a name that cannot be printed; give the sub-folder another')
         folder = parts[split]
         if folder is None:
             return None
-        files, left_out = _files(root, folder, classes, inside)
+        files, left_out = _files(root, folder, classes)
         # Their times, not their bytes: reading those of a large folder would take as long as decoding it.
-        digest = hashlib.sha256(f'format 1, {image_size}, {classes}'.encode(errors='surrogateescape'))
+        digest = hashlib.sha256(f'format 1, {image_size}, {classes}, {root.absolute()}'.encode())
         for name, label, file in files:
             told = file.stat()
-            digest.update(f'{name}, {label}, {told.st_size}, {told.st_mtime_ns}\n'.encode(errors='surrogateescape'))
+            line = f'{name}, {label}, {told.st_size}, {told.st_mtime_ns}, {told.st_ctime_ns}\n'
+            digest.update(line.encode(errors='surrogateescape'))
         digest.update('\n'.join(left_out).encode())
     except OSError as error:
-        raise InputError(
-            f'{flag}: {error.filename} cannot be read ({error.strerror}); see to its permissions'
-        ) from error
+        raise InputError(f'{flag}: {error.filename} cannot be read ({error.strerror}); see to it') from error
+    except RecursionError as error:
+        raise InputError(f'{flag}: its folders lie too deep in each other; make them fewer') from error
     key = f'{re.sub("[^a-zA-Z0-9]+", "-", root.absolute().name)[:40]}-{split}-{digest.hexdigest()[:16]}'
     decode = functools.partial(_decode, flag, root, files, classes, left_out, image_size)
     return cache.through(cache_dir, key, decode)
@@ -67,16 +71,21 @@ def _sub_folders(folder: pathlib.Path) -> list[pathlib.Path]:
     return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith('.')]
 
 
-def _files(root, folder, classes, inside) -> tuple[list[tuple[str, int, pathlib.Path]], list[str]]:
+def _leads_out(entry: pathlib.Path, root: pathlib.Path) -> bool:
+    real, inside = os.path.realpath(entry), os.path.realpath(root)  # Which do not mind a loop of links.
+    return os.path.commonpath([real, inside]) != inside
+
+
+def _files(root, folder, classes) -> tuple[list[tuple[str, int, pathlib.Path]], list[str]]:
     """Returns (name, label, path) of the files that may be images, sorted, and a line about each that is not."""
     away = 'a link that leads out of the folder'
-    files, left_out = [], [f'{entry.name!a}: {away}' for entry in _sub_folders(folder) if entry.name not in classes]
+    files, left_out = [], [f'{entry.name!a}: {away}' for entry in _sub_folders(folder) if _leads_out(entry, root)]
 
     def fail(error):
         raise error
 
     for label, name in enumerate(classes):
-        if not (folder / name).is_dir():  # A class of the other split.
+        if not (folder / name).is_dir() or _leads_out(folder / name, root):  # A class of the other split.
             continue
         for where, folders, names in os.walk(folder / name, onerror=fail):
             folders[:] = sorted(entry for entry in folders if not entry.startswith('.'))
@@ -85,7 +94,7 @@ def _files(root, folder, classes, inside) -> tuple[list[tuple[str, int, pathlib.
                 told = str(path.relative_to(root))
                 if entry.startswith('.'):
                     continue
-                if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                if path.is_symlink() and _leads_out(path, root):
                     left_out.append(f'{told!a}: {away}')
                 elif not path.is_file():
                     left_out.append(f'{told!a}: not a file')

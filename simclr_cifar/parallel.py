@@ -113,10 +113,11 @@ def is_cpu(mesh: Mesh) -> bool:
 
 
 def free_memory() -> int:
-    """Returns the bytes of memory that a device of this process has for this program."""
+    """Returns the bytes of memory that each device of this process has left for this program."""
     devices = jax.local_devices()
-    if limit := (devices[0].memory_stats() or {}).get('bytes_limit'):
-        return limit
+    told = devices[0].memory_stats() or {}
+    if 'bytes_limit' in told:
+        return told['bytes_limit'] - told.get('bytes_in_use', 0)
     return psutil.virtual_memory().available // len(devices)
 
 

@@ -1,6 +1,7 @@
 """Which images of a split are worth a look, and what to look at them for."""
 
 import numpy as np
+from PIL import Image
 
 from simclr_cifar.data import Dataset
 
@@ -8,6 +9,7 @@ from simclr_cifar.data import Dataset
 _GALLERY_WORST = 3
 _PAIRS_OF_CELL = 3
 _PROJECTED = 600
+_LARGEST_SIDE = 96  # pixels
 
 
 def worth_a_look(
@@ -16,10 +18,11 @@ def worth_a_look(
     """Returns images worth a look, each once, and what to look at them for.
 
     Positions are those in image_index, int [M], the images' indices within the split; with it come image_label, int [M]
-    and images, uint8 [M, H, W, C]. gallery_query [Q], gallery_neighbours [Q, k] and gallery_similarities [Q, k] are
-    some queries of every class, those with the fewest right neighbours first. cell_query, cell_neighbour and
-    cell_similarity [P] are pairs behind the cells of the 'neighbours' confusion matrix, the most similar first.
-    projection_picture [T], projection_embedding float32 [T, D] and projection_vote [T] are a sample to be drawn.
+    and images, uint8 [M, H, W, C], as `small` makes them. gallery_query [Q], gallery_neighbours [Q, k] and
+    gallery_similarities [Q, k] are some queries of every class, those with the fewest right neighbours first.
+    cell_query, cell_neighbour and cell_similarity [P] are pairs behind the cells of the 'neighbours' confusion matrix,
+    the most similar first. projection_picture [T], projection_embedding float32 [T, D] and projection_vote [T] are a
+    sample to be drawn.
     """
     labels = dataset.labels
     right = np.sum(labels[nearest] == labels[:, None], axis=1)
@@ -42,7 +45,7 @@ def worth_a_look(
     return {
         'image_index': index,
         'image_label': labels[index],
-        'images': dataset.images[index],
+        'images': small(dataset.images[index]),
         'gallery_query': gallery_query,
         'gallery_neighbours': gallery_neighbours.reshape(len(query), -1),
         'gallery_similarities': similarities[query],
@@ -53,6 +56,15 @@ def worth_a_look(
         'projection_embedding': embeddings[sampled],
         'projection_vote': votes[sampled],
     }
+
+
+def small(images: np.ndarray) -> np.ndarray:
+    """Returns images, uint8 [M, H, W, 3], or, where these are larger than a page shows them, smaller ones."""
+    height, width = images.shape[1:3]
+    if max(height, width) <= _LARGEST_SIDE or not len(images):
+        return images
+    size = [max(1, side * _LARGEST_SIDE // max(height, width)) for side in (width, height)]
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in images])
 
 
 def _cell_pairs(dataset: Dataset, nearest: np.ndarray, similarities: np.ndarray):

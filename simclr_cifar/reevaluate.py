@@ -23,7 +23,8 @@ def reevaluate(
       data_dir, cache_dir: as `data.load`.
 
     Raises:
-      InputError: there is nothing to evaluate, not of that epoch, or it is damaged; another process holds the run.
+      InputError: there is nothing to evaluate, not of that epoch, or it is damaged; another process holds the run; the
+        images are not those that it is of.
     """
     epochs = checkpoint.saved_epochs(run.checkpoints)
     weights_alone = not epochs and run.weights.exists()
@@ -37,6 +38,7 @@ def reevaluate(
         there = ', '.join(map(str, epochs))
         raise InputError(f'--checkpoint={evaluated}: no checkpoint of that epoch; there are {there}')
     splits = data.load_splits(config, data_dir, cache_dir)
+    train.require_same_images(run, splits)
     like = step.init_state(config, splits['train'].images, config.seed)
     if weights_alone:
         state = checkpoint.read_weights(run, like)

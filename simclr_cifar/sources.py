@@ -68,10 +68,10 @@ def load_prepared(
     Raises:
       InputError: as `data.load`.
     """
-    if not re.fullmatch(r'[a-z]\w*(/[a-zA-Z0-9][\w.-]*)?', name):
+    if not re.fullmatch(r'[a-z]\w{,99}(/[a-zA-Z0-9][\w.-]{,99})?', name):
         raise InputError(f'--config.dataset={name}: unknown dataset; there are {_KNOWN}')
     given = '--data_dir' if data_dir else 'TFDS_DATA_DIR' if os.environ.get('TFDS_DATA_DIR') else None
-    root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+    root = pathlib.Path(os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'))
     if name == 'cifar10' and not given and not any(root.glob('cifar10/*/dataset_info.json')):
         prepare_cifar10(root)
     prepared = _find_prepared(name, root, given or '--data_dir')
@@ -81,10 +81,13 @@ def load_prepared(
     # The files' bytes, not their times: a copied or moved dataset is still the same dataset.
     digest = hashlib.sha256(f'format 4, {image_size}'.encode())
     names = 'dataset_info.json', '*.labels.txt', f'*-{split}.*'
-    for path in [path for pattern in names for path in sorted(prepared.glob(pattern))]:
-        digest.update(path.name.encode())
-        with path.open('rb') as file:
-            digest.update(hashlib.file_digest(file, 'sha256').digest())
+    try:
+        for path in [path for pattern in names for path in sorted(prepared.glob(pattern))]:
+            digest.update(path.name.encode())
+            with path.open('rb') as file:
+                digest.update(hashlib.file_digest(file, 'sha256').digest())
+    except OSError as error:
+        raise _damaged(prepared, split, error) from error
     key = f'{name.replace("/", "-")}-{split}-{digest.hexdigest()[:16]}'
     return cache.through(cache_dir, key, functools.partial(_decode, name, split, prepared, image_size))
 
@@ -105,6 +108,9 @@ def _find_prepared(name: str, root: pathlib.Path, given: str) -> pathlib.Path:
     finished = [path.parent for path in root.glob(f'{name}/*/dataset_info.json')]
     versions = [path for path in finished if '.incomplete' not in path.name]
     if not versions:
+        configs = sorted(f'{name}/{path.parts[-3]}' for path in root.glob(f'{name}/*/*/dataset_info.json'))
+        if configs:
+            raise InputError(f'--config.dataset={name}: comes in several kinds; give one of {", ".join(configs)}')
         started = sorted((root / name).glob('*')) if (root / name).is_dir() else []
         if started:
             raise InputError(
@@ -125,7 +131,9 @@ def _damaged(prepared: pathlib.Path, split: str, reason: object) -> InputError:
 def _stored_split(prepared: pathlib.Path, split: str) -> str | None:
     """Returns the split's name in this dataset, or None where it has none of its own for testing."""
     try:
-        stored = [of_split['name'] for of_split in json.loads((prepared / 'dataset_info.json').read_text())['splits']]
+        stored = [
+            str(of_split['name']) for of_split in json.loads((prepared / 'dataset_info.json').read_text())['splits']
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(prepared, split, error) from error
     if split == 'train' and split not in stored:

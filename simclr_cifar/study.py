@@ -5,7 +5,7 @@ import re
 import ml_collections
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, duplicates, processes, report, study_report, train
+from simclr_cifar import data, duplicates, pictures, processes, report, study_report, train
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder, StudyFolder, write_arrays, write_json
 
@@ -69,16 +69,16 @@ def run_study(
         runs = {seed: folder and folder.run(subset_name, seed) for seed in seeds}
         seeds_told = f'{len(runs)} seeds' if len(runs) > 1 else '1 seed'
         told = f'Subset {number} of {len(subsets)}, {subset_name}, {seeds_told}'
+        splits = data.load_splits(config_lib.study_run(config, subset, config.seed), data_dir, cache_dir)
+        for seed, run in runs.items():
+            if run:
+                train.begin(run, subset_name, config_lib.study_run(config, subset, seed), splits)
         if processes.agree(bool(folder and _is_finished(folder, subset_name, runs, config))):
             if folder:
                 print(f'{told}: finished before', flush=True)
             continue
-        splits = data.load_splits(config_lib.study_run(config, subset, config.seed), data_dir, cache_dir)
         if folder:
             print(told, flush=True)
-        for seed, run in runs.items():
-            if run:
-                train.begin(run, subset_name, config_lib.study_run(config, subset, seed), splits)
         train.train(config_lib.study_run(config, subset, config.seed), splits, runs)
         if folder:
             _find_duplicates(folder, subset_name, splits)
@@ -110,7 +110,7 @@ def _find_duplicates(folder: StudyFolder, subset_name: str, splits: dict[str, da
             'similarity': found.similarity,
             'test_label': test.labels[found.test],
             'train_label': training.labels[found.train],
-            'test_images': test.images[found.test],
-            'train_images': training.images[found.train],
+            'test_images': pictures.small(test.images[found.test]),
+            'train_images': pictures.small(training.images[found.train]),
         },
     )

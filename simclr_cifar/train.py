@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import platform
 import time
+import zlib
 
 import jax
 import ml_collections
@@ -30,6 +31,7 @@ from simclr_cifar.files import RunFolder, git_commit, write_arrays, write_json
 from simclr_cifar.log import Log
 
 _SHEET_IMAGES = 10
+_COMPARED = 100  # images, of every split
 
 
 def train(
@@ -51,6 +53,7 @@ def train(
       Seed to the run's final figures, as written to metrics.json, where there is a folder.
 
     Raises:
+      InputError: other processes have other images.
       interruption.Interrupted: the process was asked to end; in the midst of training, after it has saved an epoch.
       log.TrainingDiverged: at a loss that is not finite; the checkpoints before it are kept.
     """
@@ -62,6 +65,7 @@ def train(
     evaluate_state = evaluate.make_evaluate(config, parallel.local_mesh(), splits)
     watch = evaluate.make_monitor(config, parallel.local_mesh(), splits) if config.monitor_every_epochs else None
     folders = [run for run in runs.values() if run]
+    _require_same_everywhere(splits)
 
     epoch, states = 0, [step.init_state(config, splits['train'].images, seed) for seed in runs]
     if folders:
@@ -187,17 +191,47 @@ def begin(run: RunFolder, name: str, config: ml_collections.ConfigDict, splits: 
     Raises:
       InputError: it has others.
     """
-    described = _describe(name, config, splits)
-    if not run.config.exists():
-        write_json(run.config, described)
-        return
+    if run.config.exists():
+        require_same_images(run, splits)
+    else:
+        write_json(run.config, _describe(name, config, splits))
+
+
+def require_same_images(run: RunFolder, splits: dict[str, Dataset]) -> None:
+    """Checks that the splits are of the classes, and of as many images, that config.json tells of.
+
+    Raises:
+      InputError: they are not.
+    """
     before = run.read_json(run.config)
-    for about in ('class_names', 'images'):
-        if before.get(about) != described[about]:
+    for about, now in (('class_names', list(splits['train'].class_names)), ('images', _count(splits))):
+        if before.get(about) != now:
             raise InputError(
-                f'--workdir={run.path}: was started on other images ({about}: {before.get(about)}, now '
-                f'{described[about]}); choose another folder, or the images as they were'
+                f'--workdir={run.path}: is of other images ({about}: {before.get(about)}, now {now}); choose another '
+                'folder, or the images as they were'
             )
+
+
+def _count(splits: dict[str, Dataset]) -> dict[str, int]:
+    return {split: len(dataset.labels) for split, dataset in splits.items()}
+
+
+def _require_same_everywhere(splits: dict[str, Dataset]) -> None:
+    """Checks that the processes that train together have read the same, as far as labels and some images tell."""
+    told = []
+    for dataset in splits.values():
+        some = dataset.images[np.linspace(0, len(dataset.labels) - 1, min(len(dataset.labels), _COMPARED)).astype(int)]
+        told += [
+            list(dataset.class_names),
+            list(dataset.images.shape),
+            zlib.crc32(dataset.labels.tobytes()),
+            zlib.crc32(some.tobytes()),
+        ]
+    if not processes.everywhere(told == processes.agree(told)):
+        raise InputError(
+            '--config.dataset: the processes do not read the same images; see that the same files, all of them '
+            'readable, are on every host'
+        )
 
 
 def _describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Dataset]) -> dict:
@@ -213,7 +247,7 @@ def _describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Da
         'unseen_class_names': list(splits['unseen'].class_names) if 'unseen' in splits else [],
         'chance_loss': chance_loss,
         'chance_accuracy': chance_accuracy,
-        'images': {split: len(dataset.labels) for split, dataset in splits.items()},
+        'images': _count(splits),
         'devices': parallel.describe(parallel.make_mesh(config.groups_per_batch)),
         'versions': {
             'python': platform.python_version(),

@@ -1,7 +1,9 @@
 """Folders of images by class: what decodes, what is left out, and that neither stops the rest."""
 
+import contextlib
 import io
 import os
+import pathlib
 import resource
 import zlib
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, decoding, files, train
+from simclr_cifar import data, decoding, files, pictures, processes, reevaluate, train
 from simclr_cifar.config import InputError
 
 RED, WHITE = (200, 30, 40), (255, 255, 255)
@@ -115,7 +117,8 @@ BROKEN = {
     'JPEG cut off': (encoded('JPEG', size=(200, 200))[:400], 'runcated'),
     'bomb': (bomb(), 'exceeds limit'),
     'small bomb': (bomb(8_500, 8_500), '72,250,000 pixels are more than'),
-    'floating-point': (encoded('TIFF', mode='F', colour=0.5), 'floating-point'),
+    'floating-point': (encoded('TIFF', mode='F', colour=0.5), 'numbers of 32 bits'),
+    '32 bits': (encoded('TIFF', mode='I', colour=200), 'numbers of 32 bits'),
     'PostScript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'is none of JPEG, PNG'),
 }
 
@@ -198,8 +201,89 @@ def test_a_run_does_not_go_on_with_other_images(folder, cache_dir, tmp_path):
         train.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
     write(folder / 'cat' / 'more.png', encoded())
     write(folder / 'cat' / 'and more.png', encoded())
-    with pytest.raises(InputError, match=r"was started on other images .*'train': 8.*now .*'train': 9"):
+    with pytest.raises(InputError, match=r"is of other images .*'train': 8.*now .*'train': 9"):
         train.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
+
+
+def test_a_checkpoint_is_not_evaluated_on_other_images(folder, cache_dir, tmp_path):
+    config, run = config_lib.defaults(), files.RunFolder(tmp_path / 'run')
+    config.update(dataset=f'folder:{folder}', test_fraction=0.4)
+    run.path.mkdir()
+    files.write_arrays(run.weights, {'epoch': np.array(3)})
+    train.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
+    (folder / 'cat').rename(folder / 'zebra')
+    with pytest.raises(
+        InputError, match=r"is of other images \(class_names: \['cat', 'dog'\], now \['dog', 'zebra'\]\)"
+    ):
+        reevaluate.reevaluate(run, config, None, None, cache_dir)
+
+
+def test_processes_have_the_same_images(folder, cache_dir, monkeypatch):
+    config = config_lib.defaults()
+    config.update(dataset=f'folder:{folder}', test_fraction=0.4)
+    splits = data.load_splits(config, None, cache_dir)
+    told = []
+    monkeypatch.setattr(processes, 'agree', lambda value: told.append(value) or value)
+    train._require_same_everywhere(splits)
+    monkeypatch.setattr(processes, 'agree', lambda value: told[0])
+    train._require_same_everywhere(splits)
+    write(folder / 'cat' / '0.png', encoded(colour=(1, 2, 3)))
+    with pytest.raises(InputError, match='the processes do not read the same images'):
+        train._require_same_everywhere(data.load_splits(config, None, cache_dir))
+
+
+def test_folders_of_the_same_name_size_and_time_are_two(tmp_path, cache_dir):
+    for number, where in enumerate(('one', 'other')):
+        path = tmp_path / where / 'pets' / 'cat' / 'a.bmp'
+        write(path, encoded('BMP', colour=(number, 0, 0)))
+        os.utime(path, (1, 1))
+        dataset = data.load(f'folder:{path.parents[1]}', 'train', None, cache_dir)
+        assert dataset.images[0, 0, 0, 0] == number
+
+
+def test_a_class_that_is_a_link_out_in_one_split_stays_outside(tmp_path, cache_dir):
+    root = tmp_path / 'pets'
+    write(tmp_path / 'outside' / 'a.png', encoded())
+    for name in ('train/cat', 'test/cat', 'test/dog'):
+        write(root / name / 'a.png', encoded())
+    (root / 'train' / 'dog').symlink_to(tmp_path / 'outside')
+    assert data.load(f'folder:{root}', 'train', None, cache_dir).labels.tolist() == [0]
+
+
+def test_a_loop_of_links_is_left_out_and_a_pit_refused(tmp_path, cache_dir):
+    root = tmp_path / 'pets'
+    write(root / 'cat' / 'a.png', encoded())
+    (root / 'cat' / 'l1').symlink_to('l2')
+    (root / 'cat' / 'l2').symlink_to('l1')
+    assert len(data.load(f'folder:{root}', 'train', None, cache_dir).labels) == 1
+    deep = root / 'cat'
+    for _ in range(400):
+        deep = deep / 'deeper'
+    deep.mkdir(parents=True)
+    with contextlib.suppress(InputError):  # In one line where Python walks by recursion.
+        assert len(data.load(f'folder:{root}', 'train', None, cache_dir).labels) == 1
+
+
+def test_a_file_that_may_not_be_read_is_no_broken_image(folder, cache_dir, monkeypatch):
+    opened = pathlib.Path.open
+
+    def refuse(path, *arguments, **named):
+        if path.name == '3.png':
+            raise PermissionError(13, 'Permission denied', str(path))
+        return opened(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, 'open', refuse)
+        with pytest.raises(InputError, match=r"'cat/3\.png' cannot be read \(Permission denied\)"):
+            data.load(f'folder:{folder}', 'train', None, cache_dir)
+    assert len(data.load(f'folder:{folder}', 'train', None, cache_dir).labels) == 12
+
+
+def test_large_pictures_are_kept_small():
+    images = np.random.default_rng(0).integers(0, 256, (2, 300, 200, 3), np.uint8)
+    assert pictures.small(images).shape == (2, 96, 64, 3)
+    np.testing.assert_allclose(pictures.small(images).mean(), images.mean(), atol=1)
+    np.testing.assert_array_equal(pictures.small(images[:, :96, :50]), images[:, :96, :50])
 
 
 def test_a_folder_s_own_test_split_or_a_fifth(tmp_path, cache_dir):
@@ -227,6 +311,7 @@ def test_a_folder_s_own_test_split_or_a_fifth(tmp_path, cache_dir):
     [
         (lambda root: None, 'there is no such folder'),
         (lambda root: root.mkdir(), 'has no sub-folders'),
+        (lambda root: (root / 'train').mkdir(parents=True), 'pets/train has no sub-folders'),
         (lambda root: (root / 'a\nb').mkdir(parents=True), r"'a\\nb' is a name that cannot be printed"),
         (lambda root: write(root / 'a.png', encoded()), 'has no sub-folders'),
         (lambda root: (root / 'cat').mkdir(parents=True), 'none of its 0 files is an image'),

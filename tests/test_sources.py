@@ -182,13 +182,17 @@ def test_the_cache_is_used_and_rebuilt_when_it_does_not_match(data_dir, cache_di
     for spoilt in (b'', content[:-1], flipped):
         (folder / 'images.raw').write_bytes(spoilt)
         np.testing.assert_array_equal(data.load('cifar10', 'train', data_dir, cache_dir).images, expected)
-    assert len(decoded) == 4
+    about = (folder / 'about.json').read_text()
+    for spoilt in ('', '[]', about.replace('airplane', 'airplanf'), about.replace('class_names', 'clasz_names')):
+        (folder / 'about.json').write_text(spoilt)
+        assert data.load('cifar10', 'train', data_dir, cache_dir).class_names == CLASS_NAMES
+    assert len(decoded) == 8
 
     # Another copy of the dataset, at the same place and of the same size.
     info = version_folder(data_dir) / 'dataset_info.json'
     info.write_text(info.read_text().replace('CIFAR-10', 'CIFAR-1O'))
     assert 'CIFAR-1O' in data.load('cifar10', 'train', data_dir, cache_dir).description
-    assert len(decoded) == 5
+    assert len(decoded) == 9
 
 
 def test_a_cache_is_whole_or_absent(data_dir, cache_dir, monkeypatch):
@@ -272,6 +276,13 @@ def test_what_is_no_dataset_of_images_and_labels_is_refused(shapes, cache_dir, t
     info.write_text(info.read_text().replace('"train"', '"training"'))
     with pytest.raises(InputError, match='has no train split but training, validation'):
         data.load('shapes', 'train', root, cache_dir, 8)
+
+
+def test_a_dataset_of_several_kinds_asks_for_one(shapes, cache_dir, tmp_path):
+    shutil.copytree(shapes / 'shapes', tmp_path / 'shapes' / 'small')
+    with pytest.raises(InputError, match=r'comes in several kinds; give one of shapes/small$'):
+        data.load('shapes', 'train', tmp_path, cache_dir, 8)
+    assert len(data.load('shapes/small', 'train', tmp_path, cache_dir, 8).labels) == 12
 
 
 @pytest.mark.parametrize(
