@@ -96,7 +96,7 @@ def _described(description: str, left_out: list[str]) -> str:
         print(f'Left out: {line}', file=sys.stderr)
     if len(left_out) > _MOST_TOLD:
         print(f'and {len(left_out) - _MOST_TOLD} more', file=sys.stderr)
-    return f'{description} {len(left_out)} of the files there are left out.'
+    return f'{description} Files left out: {len(left_out)}.'
 
 
 def _write(decoded: Decoded, folder: pathlib.Path) -> None:

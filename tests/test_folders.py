@@ -175,7 +175,7 @@ def test_a_folder_by_class(folder, cache_dir, capfd):
         assert dataset.labels.tolist() == [0] * 6 + [1] * 6
         assert dataset.images.shape == (12, 10, 12, 3)
         assert dataset.images[:6, 0, 0, 0].tolist() == list(range(6))
-        assert dataset.description == "Images in the sub-folders of 'pets'. 8 of the files there are left out."
+        assert dataset.description == "Images in the sub-folders of 'pets'. Files left out: 8."
         told = capfd.readouterr().err.splitlines()
         assert sorted(line.split("'")[1] for line in told) == LEFT_OUT
         assert all(line.startswith('Left out: ') for line in told)
