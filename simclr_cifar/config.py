@@ -15,6 +15,10 @@ class InputError(Exception):
     """Bad input of the person at the command line: one line that names the flag and the remedy."""
 
 
+class DatasetNotFound(InputError):
+    """The dataset is neither on disk nor to be downloaded."""
+
+
 class RunFailed(Exception):
     """A run cannot go on, through no fault of the command line: one line that says why and what is kept."""
 

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from packaging.requirements import Requirement
 
-from simclr_cifar import data, models, parallel, processes, sampling, step, train
+from simclr_cifar import beginning, data, models, parallel, processes, sampling, step
 from simclr_cifar.config import InputError
 from simclr_cifar.feed import Feed, is_resident
 
@@ -101,7 +101,7 @@ def _data(config, data_dir, cache_dir, splits: dict) -> str:
 
 
 def _config(config, training: data.Dataset) -> str:
-    train.require_trainable(config, training)
+    beginning.require_trainable(config, training)
     mesh = parallel.make_mesh(config.groups_per_batch)
     if mesh.size < jax.device_count():
         return (

@@ -16,9 +16,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_cifar import cache, files, interruption, sources
+from simclr_cifar import cache, files, interruption
 from simclr_cifar import config as config_lib
-from simclr_cifar.config import InputError, RunFailed
+from simclr_cifar.config import DatasetNotFound, InputError, RunFailed
 
 # JAX and what imports it are imported by the modes, so that --help and most bad input are answered at once.
 
@@ -118,18 +118,18 @@ def _train() -> int:
     config = _config()
     if 'subsets' in config:
         raise InputError("--config: the config of a study; add --mode=study, or give a single run's, as configs/c10.py")
-    from simclr_cifar import data, processes, report, train
+    from simclr_cifar import beginning, data, processes, report, train
 
     with processes.together(*_together()):
         splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
-        train.require_trainable(config, splits['train'])  # Refused before anything is written.
+        beginning.require_trainable(config, splits['train'])  # Refused before anything is written.
         if not processes.is_leader():
             train.train(config, splits, {config.seed: None})
             return 0
         run = files.RunFolder(_WORKDIR.value or _default_workdir(config))
         _require_same_config(run, config)
         with run.locked():
-            train.begin(run, _name(), config, splits)
+            beginning.begin(run, _name(), config, splits)
             figures = train.train(config, splits, {config.seed: run})[config.seed]
             report.write_report(run)
         _tell(run, figures)
@@ -191,7 +191,7 @@ def _prepare() -> int:
 
     try:
         splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
-    except sources.DatasetNotFound as error:
+    except DatasetNotFound as error:
         print(error)  # On standard output: for scripts that know another way.
         return _EXIT_NO_DATA
     sizes = ', '.join(f'{len(dataset.labels):,} {split}' for split, dataset in splits.items())
@@ -244,14 +244,11 @@ def _require_same_config(folder: files.Folder, config) -> None:
         if name not in config_lib.OPERATIONAL and before.get(name) != now.get(name)
     ]
     if differing:
+        kind = 'a study' if 'subsets' in before else 'a run'
         raise InputError(
-            f'--workdir={folder.path}: holds {_kind(before)} of another config ({"; ".join(differing)}); '
+            f'--workdir={folder.path}: holds {kind} of another config ({"; ".join(differing)}); '
             'choose another folder, or the config that it was started with'
         )
-
-
-def _kind(config: dict) -> str:
-    return 'a study' if 'subsets' in config else 'a run'
 
 
 def _tell(run: files.RunFolder, figures: dict[str, float]) -> None:

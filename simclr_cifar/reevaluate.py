@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from simclr_cifar import checkpoint, data, evaluate, parallel, report, step, train
+from simclr_cifar import beginning, checkpoint, data, evaluate, parallel, report, step, train
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder
 
@@ -38,7 +38,7 @@ def reevaluate(
         there = ', '.join(map(str, epochs))
         raise InputError(f'--checkpoint={evaluated}: no checkpoint of that epoch; there are {there}')
     splits = data.load_splits(config, data_dir, cache_dir)
-    train.require_same_images(run, splits)
+    beginning.require_same_images(run, splits)
     like = step.init_state(config, splits['train'].images, config.seed)
     if weights_alone:
         state = checkpoint.read_weights(run, like)

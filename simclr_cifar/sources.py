@@ -15,18 +15,15 @@ import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
+from PIL import Image
 
 from simclr_cifar import cache, decoding
-from simclr_cifar.config import InputError
+from simclr_cifar.config import DatasetNotFound, InputError
 
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 
 _RECORDS = 512  # read at a time
 _KNOWN = "cifar10, digits, folder:PATH and, by TFDS's name, what it has prepared in --data_dir"
-
-
-class DatasetNotFound(InputError):
-    """The dataset is neither on disk nor to be downloaded."""
 
 
 def load_digits(split: str, image_size: int) -> cache.Arrays:
@@ -36,7 +33,6 @@ def load_digits(split: str, image_size: int) -> cache.Arrays:
       split: 'train' or 'test'.
       image_size: in pixels, which they are scaled to; 0: 32.
     """
-    from PIL import Image
     from sklearn.datasets import load_digits
 
     size = image_size or 32
@@ -101,7 +97,6 @@ def _find_prepared(name: str, root: pathlib.Path, given: str) -> pathlib.Path:
     else:
         missing = InputError
         remedy += f'or choose another --config.dataset; there are {_KNOWN}'
-    if name != 'cifar10':
         given = f'--config.dataset={name}: {given}'
     if not root.is_dir():
         raise missing(f'{given}={root}: there is no such folder; {remedy}')
@@ -232,8 +227,6 @@ def prepare_cifar10(root: pathlib.Path) -> None:
                 }
 
             def _generate_examples(self, archive, split, names):
-                from PIL import Image
-
                 number = 0
                 with tarfile.open(archive) as members:
                     for name in names:

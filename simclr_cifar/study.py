@@ -4,8 +4,8 @@ import re
 
 import ml_collections
 
+from simclr_cifar import beginning, data, duplicates, pictures, processes, report, study_report, train
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, duplicates, pictures, processes, report, study_report, train
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder, StudyFolder, write_arrays, write_json
 
@@ -16,7 +16,7 @@ def plan(
     """Returns what a study trains: the name of each subset's folder to the subset, as config.subsets gives it.
 
     Raises:
-      InputError: as `data.load_splits` and `train.require_trainable`; a subset named twice, in whatever words.
+      InputError: as `data.load_splits` and `beginning.require_trainable`; a subset named twice, in whatever words.
     """
     subsets, named = {}, {}
     for subset in config.subsets:
@@ -25,7 +25,7 @@ def plan(
             splits = data.load_splits(run, data_dir, cache_dir)
         except InputError as error:
             raise InputError(f'--config.subsets={config.subsets!r}: {error}') from error
-        train.require_trainable(run, splits['train'])
+        beginning.require_trainable(run, splits['train'])
         class_names = splits['train'].class_names
         other = named.setdefault(frozenset(class_names), subset)
         if other is not subset or list(config.subsets).count(subset) > 1:
@@ -72,7 +72,7 @@ def run_study(
         splits = data.load_splits(config_lib.study_run(config, subset, config.seed), data_dir, cache_dir)
         for seed, run in runs.items():
             if run:
-                train.begin(run, subset_name, config_lib.study_run(config, subset, seed), splits)
+                beginning.begin(run, subset_name, config_lib.study_run(config, subset, seed), splits)
         if processes.agree(bool(folder and _is_finished(folder, subset_name, runs, config))):
             if folder:
                 print(f'{told}: finished before', flush=True)

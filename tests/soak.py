@@ -214,7 +214,7 @@ def leaks(table: Table, folder: pathlib.Path, minutes: float = 30) -> None:
     flags = [
         *COMMON,
         '--config.num_epochs=1000000',
-        '--config.batches_per_epoch=1000',  # As the reference's: every save leaves some kilobytes in Orbax.
+        '--config.batches_per_epoch=50',
         '--config.checkpoint_every_epochs=5',
     ]
     flags += ['--config.validation_fraction=0.1', '--config.monitor_every_epochs=10', f'--workdir={run}']

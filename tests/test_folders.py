@@ -1,133 +1,24 @@
 """Folders of images by class: what decodes, what is left out, and that neither stops the rest."""
 
 import contextlib
-import io
 import os
 import pathlib
 import resource
-import zlib
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from image_files import RED, animated, bomb, encoded, grey_16_bits, palette
 
+from simclr_cifar import beginning, data, files, pictures, processes, reevaluate
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, decoding, files, pictures, processes, reevaluate, train
 from simclr_cifar.config import InputError
-
-RED, WHITE = (200, 30, 40), (255, 255, 255)
 
 
 @pytest.fixture
 def cache_dir(tmp_path):
     return tmp_path / 'cache'
-
-
-def encoded(format='PNG', mode='RGB', colour=RED, size=(12, 10), **options):
-    file = io.BytesIO()
-    Image.new(mode, size, colour).save(file, format, **options)
-    return file.getvalue()
-
-
-def grey_16_bits(value):
-    file = io.BytesIO()
-    Image.fromarray(np.full((10, 12), value, np.uint16)).save(file, 'PNG')
-    return file.getvalue()
-
-
-def animated():
-    first, second = (Image.new('RGB', (12, 10), colour) for colour in (RED, WHITE))
-    file = io.BytesIO()
-    first.save(file, 'GIF', save_all=True, append_images=[second])
-    return file.getvalue()
-
-
-def palette():
-    file = io.BytesIO()
-    Image.new('RGB', (12, 10), RED).quantize(4).save(file, 'PNG')
-    return file.getvalue()
-
-
-def bomb(width=60_000, height=60_000):
-    """A PNG of a few hundred bytes whose header promises billions of pixels."""
-    content = bytearray(encoded(size=(1, 1)))
-    content[16:24] = width.to_bytes(4, 'big') + height.to_bytes(4, 'big')
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, 'big')
-    return bytes(content)
-
-
-KINDS = {
-    'PNG': (encoded(), RED),
-    'JPEG': (encoded('JPEG', quality=100, subsampling=0), RED),
-    'WebP': (encoded('WEBP', lossless=True), RED),
-    'BMP': (encoded('BMP'), RED),
-    'TIFF': (encoded('TIFF'), RED),
-    'PPM': (encoded('PPM'), RED),
-    'animated GIF': (animated(), RED),
-    'palette': (palette(), RED),
-    'grey': (encoded(mode='L', colour=77), (77, 77, 77)),
-    'one bit': (encoded(mode='1', colour=1), WHITE),
-    'opaque': (encoded(mode='RGBA', colour=(*RED, 255)), RED),
-    'transparent': (encoded(mode='RGBA', colour=(*RED, 0)), WHITE),
-    'transparent grey': (encoded(mode='LA', colour=(100, 0)), WHITE),
-    '16 bits': (grey_16_bits(0x4040), (64, 64, 64)),
-    'CMYK': (encoded('TIFF', mode='CMYK', colour=(0, 255, 255, 0)), (255, 0, 0)),
-}
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_every_kind_of_image_becomes_what_a_person_sees(kind):
-    content, expected = KINDS[kind]
-    image = decoding.decode(io.BytesIO(content))
-    assert image.dtype == np.uint8
-    assert image.shape == (10, 12, 3)
-    np.testing.assert_allclose(image, np.broadcast_to(expected, image.shape), atol=2)
-
-
-def test_a_camera_held_upright_is_heard():
-    pixels = np.zeros((4, 8, 3), np.uint8)
-    pixels[:, :4] = RED  # On the left, which the camera says is up.
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, 'PNG', exif=exif)
-    image = decoding.decode(file)
-    assert image.shape == (8, 4, 3)
-    np.testing.assert_array_equal(image[:4], np.broadcast_to(RED, (4, 4, 3)))
-
-
-def test_images_are_scaled_with_their_proportions():
-    pixels = np.full((20, 60, 3), 255, np.uint8)
-    pixels[:, 20:40] = RED  # The middle is what is left.
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, 'PNG')
-    np.testing.assert_allclose(decoding.decode(file, 5)[:, 1:4], np.broadcast_to(RED, (5, 3, 3)), atol=12)
-    checkered = np.kron(np.indices((50, 50)).sum(axis=0) % 2, np.ones((2, 2))) * 255
-    file = io.BytesIO()
-    Image.fromarray(checkered.astype(np.uint8)).save(file, 'PNG')
-    assert np.ptp(decoding.decode(file, 10).astype(int)) < 40  # Finer than the pixels: grey, no pattern.
-
-
-BROKEN = {
-    'empty': (b'', 'is none of JPEG, PNG'),
-    'text': (b'not an image at all', 'is none of JPEG, PNG'),
-    'PNG cut off': (encoded()[:20], 'is none of|runcated'),
-    'JPEG cut off': (encoded('JPEG', size=(200, 200))[:400], 'runcated'),
-    'bomb': (bomb(), 'exceeds limit'),
-    'small bomb': (bomb(8_500, 8_500), '72,250,000 pixels are more than'),
-    'floating-point': (encoded('TIFF', mode='F', colour=0.5), 'numbers of 32 bits'),
-    '32 bits': (encoded('TIFF', mode='I', colour=200), 'numbers of 32 bits'),
-    'PostScript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'is none of JPEG, PNG'),
-}
-
-
-@pytest.mark.parametrize('kind', BROKEN)
-def test_what_is_no_image_says_why(kind):
-    content, said = BROKEN[kind]
-    with pytest.raises(decoding.BrokenImage, match=said):
-        decoding.decode(io.BytesIO(content))
 
 
 def write(path, content):
@@ -198,11 +89,11 @@ def test_a_run_does_not_go_on_with_other_images(folder, cache_dir, tmp_path):
     config.update(dataset=f'folder:{folder}', test_fraction=0.4)
     run.path.mkdir()
     for _ in range(2):
-        train.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
+        beginning.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
     write(folder / 'cat' / 'more.png', encoded())
     write(folder / 'cat' / 'and more.png', encoded())
     with pytest.raises(InputError, match=r"is of other images .*'train': 8.*now .*'train': 9"):
-        train.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
+        beginning.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
 
 
 def test_a_checkpoint_is_not_evaluated_on_other_images(folder, cache_dir, tmp_path):
@@ -210,7 +101,7 @@ def test_a_checkpoint_is_not_evaluated_on_other_images(folder, cache_dir, tmp_pa
     config.update(dataset=f'folder:{folder}', test_fraction=0.4)
     run.path.mkdir()
     files.write_arrays(run.weights, {'epoch': np.array(3)})
-    train.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
+    beginning.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
     (folder / 'cat').rename(folder / 'zebra')
     with pytest.raises(
         InputError, match=r"is of other images \(class_names: \['cat', 'dog'\], now \['dog', 'zebra'\]\)"
@@ -224,12 +115,12 @@ def test_processes_have_the_same_images(folder, cache_dir, monkeypatch):
     splits = data.load_splits(config, None, cache_dir)
     told = []
     monkeypatch.setattr(processes, 'agree', lambda value: told.append(value) or value)
-    train._require_same_everywhere(splits)
+    beginning.require_same_everywhere(splits)
     monkeypatch.setattr(processes, 'agree', lambda value: told[0])
-    train._require_same_everywhere(splits)
+    beginning.require_same_everywhere(splits)
     write(folder / 'cat' / '0.png', encoded(colour=(1, 2, 3)))
     with pytest.raises(InputError, match='the processes do not read the same images'):
-        train._require_same_everywhere(data.load_splits(config, None, cache_dir))
+        beginning.require_same_everywhere(data.load_splits(config, None, cache_dir))
 
 
 def test_folders_of_the_same_name_size_and_time_are_two(tmp_path, cache_dir):

@@ -27,7 +27,7 @@ LEVELS = {
     3: ['data', 'encoders'],
     4: ['models', 'pictures'],
     5: ['step'],
-    6: ['checkpoint', 'evaluate', 'feed', 'log', 'report'],
+    6: ['beginning', 'checkpoint', 'evaluate', 'feed', 'log', 'report'],
     7: ['train', 'findings'],
     8: ['study_report', 'doctor', 'reevaluate'],
     9: ['study'],

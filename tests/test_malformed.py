@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import ROOT
 
+from simclr_cifar import beginning, data
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, train
 
 # The examples are the same in every run.
 BOUNDED = settings(
@@ -113,7 +113,7 @@ def test_any_fields_are_refused_or_trainable(given):
     try:
         config = config_lib.from_json(fields)
         splits = data.load_splits(config)
-        train.require_trainable(config, splits['train'])
+        beginning.require_trainable(config, splits['train'])
     except config_lib.InputError as error:
         assert str(error).strip()
     else:
