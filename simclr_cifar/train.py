@@ -110,8 +110,8 @@ def train(
         in_flight = None  # An epoch's metrics are read while the device trains the next.
         stop = False
         while epoch < config.num_epochs and not stop:
-            processes.meet()
             with interruption.deferred():
+                processes.meet()  # The others wait here for the leader's evaluation.
                 epoch += 1
                 stacked, metrics = run_epoch(stacked)
                 if in_flight:

@@ -80,6 +80,24 @@ def test_a_signal_to_some_has_all_save_and_leave(tmp_path, asked):
     assert int(saved.name) == len(losses(run))
 
 
+SLOW_EVALUATION = (
+    'import time; from simclr_cifar import evaluate; save = evaluate.save; '
+    'evaluate.save = lambda *arguments: (time.sleep(8), save(*arguments))'
+)
+
+
+def test_a_signal_to_one_that_waits_for_the_evaluation_has_all_save_and_leave(tmp_path):
+    run = tmp_path / 'run'
+    with started(2, *SMALL, f'--workdir={run}', first=SLOW_EVALUATION) as group:
+        wait_for_epoch(run, 2)
+        group[1].send_signal(signal.SIGTERM)
+        ended = finish(group)
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert 'Stopped by' in ended[0][1]
+    assert (run / 'checkpoints' / '3').exists()
+    assert not (run / 'checkpoints' / '4').exists()
+
+
 def test_what_fails_in_one_ends_all_with_its_reason(tmp_path):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'config.json').write_text('{"config": {"seed": 5}}')
