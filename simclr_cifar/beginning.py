@@ -98,6 +98,7 @@ def _describe(name: str, config: ml_collections.ConfigDict, splits: dict[str, Da
         'chance_loss': chance_loss,
         'chance_accuracy': chance_accuracy,
         'images': _count(splits),
+        'image_shape': list(splits['train'].images.shape[1:]),
         'devices': parallel.describe(parallel.make_mesh(config.groups_per_batch)),
         'versions': {
             'python': platform.python_version(),

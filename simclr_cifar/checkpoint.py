@@ -57,7 +57,8 @@ def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState
             _read_through(path)
             with _ALONE:
                 saved = ocp.load(path.absolute())
-                intact = ocp.metadata(path.absolute()).custom_metadata['digest'] == _digest(saved)
+                # Orbax checks that files are whole, not that their bytes are those written.
+                intact = ocp.metadata(path.absolute()).custom_metadata['digest'] == digest(saved)
         except Exception:  # Orbax has errors of many kinds for what is missing, cut off or changed.
             intact = False
         finally:
@@ -130,6 +131,39 @@ def read_weights(run: RunFolder, like: TrainState) -> TrainState:
     return like.replace(variables=variables, average={})
 
 
+def evaluated_epoch(run: RunFolder, epoch: int | None, flag: str = '--checkpoint') -> int:
+    """Returns the epoch that a run is evaluated at: the one asked for, or the one of its final figures, or the last.
+
+    Args:
+      run: with checkpoints, or with weights.npz alone.
+      epoch: None: which the run chose.
+      flag: which it was given by.
+
+    Raises:
+      InputError: there is nothing, or not of that epoch.
+    """
+    epochs = saved_epochs(run.checkpoints)
+    if not epochs and run.weights.exists():
+        epochs = [int(run.read_weights()['epoch'])]
+    if not epochs:
+        raise InputError(f'{run.flag}={run.path}: holds no checkpoint yet; train first')
+    final = run.read_json(run.metrics) if run.metrics.exists() else {}
+    chosen = final.get('epoch', epochs[-1]) if epoch is None else epoch
+    if chosen not in epochs:
+        there = ', '.join(map(str, epochs))
+        raise InputError(f'{flag}={chosen}: no checkpoint of that epoch; there are {there}')
+    return chosen
+
+
+def read_evaluated(run: RunFolder, epoch: int, like: TrainState) -> TrainState:
+    """Returns the state of an epoch that `evaluated_epoch` returned: from its checkpoint, or from weights.npz alone.
+
+    Raises:
+      InputError: as `restore` and `read_weights`.
+    """
+    return restore(run.checkpoints, epoch, like) if saved_epochs(run.checkpoints) else read_weights(run, like)
+
+
 def _require_same_shapes(path: pathlib.Path, found: dict, expected: dict) -> None:
     found, expected = _shapes(found), _shapes(expected)
     for name in sorted(expected.keys() | found.keys()):
@@ -175,7 +209,7 @@ class Saver:
         _require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         with _ALONE:
             self._saving = ocp.save_async(
-                self.directory / str(epoch), tree, overwrite=True, custom_metadata={'digest': _digest(tree)}
+                self.directory / str(epoch), tree, overwrite=True, custom_metadata={'digest': digest(tree)}
             )
 
     def wait(self) -> None:
@@ -224,10 +258,10 @@ def _shapes(tree: dict) -> dict[str, str]:
     return {name: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}' for name, leaf in flat.items()}
 
 
-def _digest(tree: dict) -> str:
-    """Orbax checks that files are whole, not that their bytes are those written."""
-    digest = hashlib.sha256()
+def digest(tree: dict) -> str:
+    """Returns a SHA-256 of a tree of arrays: their names, dtypes, shapes and bytes."""
+    sha = hashlib.sha256()
     for name, leaf in sorted(flax.traverse_util.flatten_dict(tree, sep='/').items()):
-        digest.update(f'{name} {leaf.dtype} {leaf.shape}'.encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+        sha.update(f'{name} {leaf.dtype} {leaf.shape}'.encode())
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()

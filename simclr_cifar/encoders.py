@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from simclr_cifar.layers import BatchNorm, Convolution, Dense, per_channel
+from simclr_cifar.layers import BatchNorm, Convolution, Dense, per_channel, places
 
 # Of the whitened patches, and of their variances (Jordan, 2024).
 _PATCH, _PATCH_STRIDE, _PATCH_COMPONENTS = 4, 2, 24
@@ -148,26 +148,17 @@ def _max_pool(inputs):
     """The maximum of each 2x2 places; what an odd side leaves over is left out."""
     batch, height, width, channels = inputs.shape
     rows, columns = height // 2, width // 2
-    return inputs[:, : 2 * rows, : 2 * columns].reshape(batch, rows, 2, columns, 2, channels).max(axis=(2, 4))
+    whole = places(inputs, (0, 0), (2 * rows, 2 * columns))
+    return whole.reshape(batch, rows, 2, columns, 2, channels).max(axis=(2, 4))
 
 
 def _patches(images):
     """[B, H, W, C] -> [B, H // 2, W // 2, _PATCH**2 * C], _PATCH_STRIDE apart, of images with a mirrored border."""
     border = (_PATCH - _PATCH_STRIDE) // 2
     images = jnp.pad(images, ((0, 0), (border, border), (border, border), (0, 0)), mode='reflect')
-    height, width = ((side - _PATCH) // _PATCH_STRIDE + 1 for side in images.shape[1:3])
-    return jnp.concatenate(
-        [
-            images[
-                :,
-                row : row + height * _PATCH_STRIDE : _PATCH_STRIDE,
-                column : column + width * _PATCH_STRIDE : _PATCH_STRIDE,
-            ]
-            for row in range(_PATCH)
-            for column in range(_PATCH)
-        ],
-        axis=-1,
-    )
+    count = tuple((side - _PATCH) // _PATCH_STRIDE + 1 for side in images.shape[1:3])
+    first = [(row, column) for row in range(_PATCH) for column in range(_PATCH)]
+    return jnp.concatenate([places(images, corner, count, _PATCH_STRIDE) for corner in first], axis=-1)
 
 
 def _partial_identity(key, shape, dtype=jnp.float32):

@@ -46,11 +46,12 @@ class Folder:
 
     Attributes:
       path: the folder.
+      flag: which it was given by, as messages name it.
       config: its config.json.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
+    def __init__(self, path: str | os.PathLike, flag: str = '--workdir'):
+        self.path, self.flag = pathlib.Path(path), flag
         self.config = self.path / 'config.json'
 
     def read_json(self, path: pathlib.Path) -> dict:
@@ -63,7 +64,7 @@ class Folder:
             return dict(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
-                f'--workdir={self.path}: {path.name} is missing or unreadable; give the folder of a run'
+                f'{self.flag}={self.path}: {path.name} is missing or unreadable; give the folder of a run'
             ) from error
 
     def read_config(self) -> dict:
@@ -74,7 +75,7 @@ class Folder:
         """
         fields = self.read_json(self.config).get('config')
         if not isinstance(fields, dict):
-            raise InputError(f'--workdir={self.path}: {self.config.name} holds no config; give the folder of a run')
+            raise InputError(f'{self.flag}={self.path}: {self.config.name} holds no config; give the folder of a run')
         return fields
 
     @contextlib.contextmanager
@@ -88,14 +89,16 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / '.lock').open('a+')
         except OSError as error:
-            raise InputError(f'--workdir={self.path}: cannot be written ({error.strerror}); choose another') from error
+            raise InputError(
+                f'{self.flag}={self.path}: cannot be written ({error.strerror}); choose another'
+            ) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 lock.seek(0)
                 raise InputError(
-                    f'--workdir={self.path}: held by another running process ({lock.read().strip()}); '
+                    f'{self.flag}={self.path}: held by another running process ({lock.read().strip()}); '
                     'wait for it, stop it, or choose another folder'
                 ) from error
             lock.truncate(0)
@@ -112,8 +115,8 @@ class RunFolder(Folder):
       checkpoints, figures, tensorboard: its folders.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        super().__init__(path)
+    def __init__(self, path: str | os.PathLike, flag: str = '--workdir'):
+        super().__init__(path, flag)
         self.history = self.path / 'history.csv'
         self.metrics = self.path / 'metrics.json'
         self.report = self.path / 'report.html'
@@ -173,7 +176,7 @@ class RunFolder(Folder):
                 return dict(packed)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(
-                f'--workdir={self.path}: {path.relative_to(self.path)} is missing or unreadable; {remedy}'
+                f'{self.flag}={self.path}: {path.relative_to(self.path)} is missing or unreadable; {remedy}'
             ) from error
 
     def read_confusions(self, epoch: int) -> dict[tuple[str, str], np.ndarray]:

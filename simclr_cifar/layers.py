@@ -40,7 +40,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         kernel = self.param('kernel', self.kernel_init, (inputs.shape[-1], self.features))
-        outputs = inputs[:, :: self.stride, :: self.stride] if self.stride > 1 else inputs
+        outputs = inputs
+        if self.stride > 1:
+            outputs = places(inputs, (0, 0), tuple(-(-side // self.stride) for side in inputs.shape[1:3]), self.stride)
         outputs = outputs @ kernel.astype(inputs.dtype)
         if not self.use_bias:
             return outputs
@@ -84,6 +86,16 @@ class BatchNorm(nn.Module):
             factor = factor * self.param('scale', self.scale_init, channels)
         shift = self.param('bias', nn.initializers.zeros, channels) - mean * factor
         return (values * per_channel(factor, values) + per_channel(shift, values)).astype(inputs.dtype)
+
+
+def places(inputs: jax.Array, first: tuple[int, int], count: tuple[int, int], stride: int = 1) -> jax.Array:
+    """Returns some places of inputs, [B, H, W, C]: so many rows and columns from the first ones on, stride apart.
+
+    A slice even where the batch's size is not known, and indexing would gather.
+    """
+    limits = (place + stride * (number - 1) + 1 for place, number in zip(first, count, strict=True))
+    batch, _, _, channels = inputs.shape
+    return lax.slice(inputs, (0, *first, 0), (batch, *limits, channels), (1, stride, stride, 1))
 
 
 def per_channel(values: jax.Array, like: jax.Array) -> jax.Array:

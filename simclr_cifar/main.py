@@ -16,7 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_cifar import cache, files, interruption
+from simclr_cifar import cache, commands, files, interruption
 from simclr_cifar import config as config_lib
 from simclr_cifar.config import DatasetNotFound, InputError, RunFailed
 
@@ -61,7 +61,7 @@ _PEER_TIMEOUT = flags.DEFINE_float(
     'peer_timeout', 60.0, 'Seconds after which a process that the others do not hear of is lost, and they end.', 5.0
 )
 
-_EXIT_BAD_INPUT, _EXIT_FAILED, _EXIT_NO_DATA = 2, 1, 3
+_EXIT_FAILED, _EXIT_NO_DATA = 1, 3
 
 
 def main(argv: list[str]) -> int:
@@ -75,21 +75,21 @@ def main(argv: list[str]) -> int:
         interruption.handle()
         return _MODES[_MODE.value]()
     except InputError as error:
-        return _fail(error, _EXIT_BAD_INPUT)
+        return commands.fail(error, commands.BAD_INPUT)
     except RunFailed as error:
-        return _fail(error, _EXIT_FAILED)
+        return commands.fail(error, _EXIT_FAILED)
     except interruption.Interrupted as error:
         if _MODE.value not in ('train', 'study'):
-            return _fail(f'stopped by {error}', _EXIT_FAILED)
+            return commands.fail(f'stopped by {error}', _EXIT_FAILED)
         print(f'Stopped by {error}; the same command goes on from the newest checkpoint')
         return _STOPPED_STATUS.value
     except Exception as error:
         if _is_full_disk(error):
             where = f' ({error.filename})' if isinstance(error, OSError) and error.filename else ''
-            return _fail(
+            return commands.fail(
                 f'--workdir: the disk is full{where}; what was finished is kept; free some space and run the same '
                 'command again, or choose another --workdir',
-                _EXIT_BAD_INPUT,
+                commands.BAD_INPUT,
             )
         raise
 
@@ -267,11 +267,6 @@ def _is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def _fail(message, status: int) -> int:
-    print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
-    return status
-
-
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; answers bad ones in one line and ends the process."""
     fields = config_lib.study_defaults()
@@ -285,11 +280,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
             hasattr(_CONFIG.value, 'items')  # Raises what opening the file raised, kept until its first use.
         return remaining
     except InputError as error:
-        sys.exit(_fail(error, _EXIT_BAD_INPUT))
+        sys.exit(commands.fail(error, commands.BAD_INPUT))
     except flags.Error as error:
-        sys.exit(_fail(f'{error}; --help lists the flags', _EXIT_BAD_INPUT))
+        sys.exit(commands.fail(f'{error}; --help lists the flags', commands.BAD_INPUT))
     except Exception as error:  # The config file's own.
-        sys.exit(_fail(f'--config: {type(error).__name__}: {error}; give a file with get_config()', _EXIT_BAD_INPUT))
+        sys.exit(
+            commands.fail(
+                f'--config: {type(error).__name__}: {error}; give a file with get_config()', commands.BAD_INPUT
+            )
+        )
 
 
 _MODES = {'train': _train, 'eval': _evaluate, 'study': _study, 'prepare': _prepare, 'doctor': _doctor}

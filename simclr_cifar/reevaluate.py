@@ -3,7 +3,6 @@
 import ml_collections
 
 from simclr_cifar import beginning, checkpoint, data, evaluate, parallel, report, step, train
-from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder
 
 
@@ -26,29 +25,17 @@ def reevaluate(
       InputError: there is nothing to evaluate, not of that epoch, or it is damaged; another process holds the run; the
         images are not those that it is of.
     """
-    epochs = checkpoint.saved_epochs(run.checkpoints)
-    weights_alone = not epochs and run.weights.exists()
-    if weights_alone:
-        epochs = [int(run.read_weights()['epoch'])]
-    if not epochs:
-        raise InputError(f'--workdir={run.path}: holds no checkpoint yet; train first')
-    final = run.read_json(run.metrics) if run.metrics.exists() else {}
-    evaluated = final.get('epoch', epochs[-1]) if epoch is None else epoch
-    if evaluated not in epochs:
-        there = ', '.join(map(str, epochs))
-        raise InputError(f'--checkpoint={evaluated}: no checkpoint of that epoch; there are {there}')
+    evaluated = checkpoint.evaluated_epoch(run, epoch)
     splits = data.load_splits(config, data_dir, cache_dir)
     beginning.require_same_images(run, splits)
     like = step.init_state(config, splits['train'].images, config.seed)
-    if weights_alone:
-        state = checkpoint.read_weights(run, like)
-    else:
-        state = checkpoint.restore(run.checkpoints, evaluated, like)
+    state = checkpoint.read_evaluated(run, evaluated, like)
     with run.locked():
         scored = ['train', 'validation', 'test'] if 'validation' in splits else ['test']
         evaluation = evaluate.make_evaluate(config, parallel.local_mesh(), splits)(state, scored)
         evaluate.save(run, evaluated, evaluation, splits['train'].class_names)
         if epoch is None:
-            train.write_final_figures(run, evaluated, final.get('last_epoch', epochs[-1]))
+            final = run.read_json(run.metrics) if run.metrics.exists() else {}
+            train.write_final_figures(run, evaluated, final.get('last_epoch', evaluated))
         report.write_report(run)
     return evaluation.figures

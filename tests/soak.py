@@ -57,7 +57,12 @@ def equal(table: Table, folder: pathlib.Path) -> None:
         'sup_con, batch normalisation': ['--config.objective=sup_con', '--config.head_batch_norm=True'],
     }
     common = ['--config=configs/smoke.py', '--config.groups_per_batch=8', '--config.batches_per_epoch=100']
-    common += ['--config.num_epochs=2', '--config.milestones=2,', '--config.optimizer=sgd']
+    common += [
+        '--config.num_epochs=2',
+        '--config.milestones=2,',
+        '--config.optimizer=sgd',
+        '--config.learning_rate=0.0001',
+    ]
     # Rounding changes the sign of what a ReLU is given, once in so many activations, and a gradient with it: with 32
     # pixels a side it does within some ten steps, and training goes other ways.
     common += ['--config.image_size=8', '--config.channels=16,16', '--config.embedding_dim=16']

@@ -12,6 +12,8 @@ LEVELS = {
     1: [
         *(
             'files',
+            'commands',
+            'onnx_graph',
             'decoding',
             'parallel',
             'processes',
@@ -28,8 +30,8 @@ LEVELS = {
     4: ['models', 'pictures'],
     5: ['step'],
     6: ['beginning', 'checkpoint', 'evaluate', 'feed', 'log', 'report'],
-    7: ['train', 'findings'],
-    8: ['study_report', 'doctor', 'reevaluate'],
+    7: ['train', 'trained', 'findings'],
+    8: ['study_report', 'doctor', 'reevaluate', 'export'],
     9: ['study'],
     10: ['main'],
 }
@@ -44,6 +46,8 @@ ROOMS = {
     'absl': {'main'},
     'tensorboardX': {'log'},
     'jinja2': {'pages'},
+    'onnx': {'onnx_graph'},
+    'argparse': {'commands'},
 }
 
 

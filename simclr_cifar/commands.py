@@ -1,0 +1,37 @@
+"""Programs with sub-commands or few flags: bad input is answered in one line, with exit status 2."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from simclr_cifar.config import InputError
+
+BAD_INPUT = 2
+
+
+def fail(message, status: int) -> int:
+    """Prints what is wrong in one line on standard error and returns the status."""
+    print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
+    return status
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers in one line and takes no flag by its beginning."""
+
+    def __init__(self, *arguments, **keywords):
+        keywords = {'allow_abbrev': False, 'formatter_class': argparse.RawDescriptionHelpFormatter} | keywords
+        super().__init__(*arguments, **keywords)
+
+    def error(self, message: str):
+        """Ends the process."""
+        sys.exit(fail(f'{message}; --help lists the flags', BAD_INPUT))
+
+
+def answered(command: Callable[..., int], *arguments) -> int:
+    """Returns the exit status of a command, which is told in one line where its input is bad."""
+    try:
+        return command(*arguments)
+    except InputError as error:
+        return fail(error, BAD_INPUT)
+    except KeyboardInterrupt:
+        return fail('stopped; what was finished is kept', 130)

@@ -1,0 +1,71 @@
+"""A trained encoder from its run's folder, without the images that it was trained on."""
+
+import dataclasses
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from simclr_cifar import checkpoint, models, step
+from simclr_cifar import config as config_lib
+from simclr_cifar.config import InputError
+from simclr_cifar.files import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """An encoder with the weights of one epoch.
+
+    Attributes:
+      config: the run's.
+      variables: the model's, averaged where averages are kept; on the host.
+      epoch: that they are of.
+      image_shape: (H, W, C) of the images that it takes.
+      class_names: that it was trained on.
+      fingerprint: of all that an embedding depends on: the same for the same weights, 16 hexadecimal digits.
+    """
+
+    config: ml_collections.ConfigDict
+    variables: dict
+    epoch: int
+    image_shape: tuple[int, int, int]
+    class_names: list[str]
+    fingerprint: str
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Returns the embeddings that the run's figures are of, float32 [B, D], unit norm; images uint8 [B, H, W, C].
+
+        It can be traced, with a batch of any size that is not known yet.
+        """
+        model, name = models.make_model(self.config), self.config.representation
+        own = models.encode(model, self.variables, images)[name]
+        if not self.config.flip_averaging:
+            return own
+        return models.unit(own + models.encode(model, self.variables, jnp.flip(images, axis=2))[name])
+
+
+def load(run: RunFolder, epoch: int | None = None) -> Trained:
+    """Returns the encoder of a run.
+
+    Args:
+      run: with checkpoints, or with weights.npz alone.
+      epoch: the checkpoint's; None: the one of the run's figures, or the last.
+
+    Raises:
+      InputError: there is no run, no such checkpoint, or it is damaged.
+    """
+    described, config = run.read_json(run.config), config_lib.from_json(run.read_config())
+    if 'image_shape' not in described:
+        raise InputError(
+            f'{run.flag}={run.path}: config.json does not tell the shape of its images; add it, as '
+            '"image_shape": [32, 32, 3]'
+        )
+    epoch, shape = checkpoint.evaluated_epoch(run, epoch, '--epoch'), tuple(described['image_shape'])
+    like = jax.eval_shape(lambda: step.init_state(config, np.zeros((1, *shape), np.uint8), config.seed))
+    state = checkpoint.read_evaluated(run, epoch, like)
+    variables = jax.tree.map(np.asarray, state.average or state.variables)
+    depends = f'{config.encoder} {config.representation} {config.flip_averaging} {config.compute_dtype} {shape} '
+    digest = hashlib.sha256((depends + checkpoint.digest(variables)).encode())
+    return Trained(config, variables, epoch, shape, described['class_names'], digest.hexdigest()[:16])
