@@ -10,6 +10,7 @@ from simclr_cifar import cache, decoding
 from simclr_cifar.config import InputError
 
 _TEST = ('test', 'validation', 'val')
+_AWAY = 'a link that leads out of the folder'
 
 
 def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache.Arrays | None:
@@ -78,28 +79,47 @@ def _leads_out(entry: pathlib.Path, root: pathlib.Path) -> bool:
 
 def _files(root, folder, classes) -> tuple[list[tuple[str, int, pathlib.Path]], list[str]]:
     """Returns (name, label, path) of the files that may be images, sorted, and a line about each that is not."""
-    away = 'a link that leads out of the folder'
-    files, left_out = [], [f'{entry.name!a}: {away}' for entry in _sub_folders(folder) if _leads_out(entry, root)]
+    files = []
+    left_out = [f'{entry.name!a}: {_AWAY}' for entry in _sub_folders(folder) if _leads_out(entry, root)]
+    for label, name in enumerate(classes):
+        if not (folder / name).is_dir() or _leads_out(folder / name, root):  # A class of the other split.
+            continue
+        found, others = walk(folder / name, root)
+        files += [(str(path.relative_to(root)), label, path) for path in found]
+        left_out += others
+    return files, left_out
+
+
+def walk(folder: pathlib.Path, root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
+    """Returns the files in a folder and its sub-folders, in the order of their names, and a line about what is none.
+
+    Hidden ones are passed over; links to folders are not followed.
+
+    Args:
+      folder: where to look.
+      root: links to files that are not in it are left out, and names are told from it.
+
+    Raises:
+      OSError: a folder cannot be read.
+    """
+    files, left_out = [], []
 
     def fail(error):
         raise error
 
-    for label, name in enumerate(classes):
-        if not (folder / name).is_dir() or _leads_out(folder / name, root):  # A class of the other split.
-            continue
-        for where, folders, names in os.walk(folder / name, onerror=fail):
-            folders[:] = sorted(entry for entry in folders if not entry.startswith('.'))
-            for entry in sorted(names + [entry for entry in folders if os.path.islink(os.path.join(where, entry))]):
-                path = pathlib.Path(where, entry)
-                told = str(path.relative_to(root))
-                if entry.startswith('.'):
-                    continue
-                if path.is_symlink() and _leads_out(path, root):
-                    left_out.append(f'{told!a}: {away}')
-                elif not path.is_file():
-                    left_out.append(f'{told!a}: not a file')
-                else:
-                    files.append((told, label, path))
+    for where, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = sorted(entry for entry in folders if not entry.startswith('.'))
+        for entry in sorted(names + [entry for entry in folders if os.path.islink(os.path.join(where, entry))]):
+            path = pathlib.Path(where, entry)
+            told = str(path.relative_to(root))
+            if entry.startswith('.'):
+                continue
+            if path.is_symlink() and _leads_out(path, root):
+                left_out.append(f'{told!a}: {_AWAY}')
+            elif not path.is_file():
+                left_out.append(f'{told!a}: not a file')
+            else:
+                files.append(path)
     return files, left_out
 
 

@@ -6,17 +6,15 @@ python -m simclr_cifar.main --mode=study --config=configs/study.py
 """
 
 import errno
-import hashlib
 import os
 import pathlib
-import platform
 import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_cifar import cache, commands, files, interruption
+from simclr_cifar import commands, compiled, files, interruption
 from simclr_cifar import config as config_lib
 from simclr_cifar.config import DatasetNotFound, InputError, RunFailed
 
@@ -71,7 +69,7 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise InputError(f'{argv[1]}: flags only, as --name=value')
-        _keep_compiled_programs()
+        compiled.keep(_CACHE_DIR.value)
         interruption.handle()
         return _MODES[_MODE.value]()
     except InputError as error:
@@ -92,26 +90,6 @@ def main(argv: list[str]) -> int:
                 commands.BAD_INPUT,
             )
         raise
-
-
-def _keep_compiled_programs() -> None:
-    """Lets JAX keep what it compiles for the next process, unless the environment says where."""
-    if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-        return
-    # A home that several machines share: a program compiled for one processor may not run on another.
-    processor = platform.machine() + platform.processor()
-    if (information := pathlib.Path('/proc/cpuinfo')).exists():
-        processor += ''.join(sorted({line for line in information.open() if line.startswith(('flags', 'Features'))}))
-    root = cache.root(_CACHE_DIR.value) / 'compiled'
-    folder = root / hashlib.sha256(processor.encode()).hexdigest()[:8]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Whoever can write there can have this process run what they like; chmod fails where another owns it.
-        root.chmod(0o700)
-    except OSError:
-        return  # Compiled anew each time.
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
-    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 
 def _train() -> int:

@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from simclr_cifar import selection
+
 _QUERY_CHUNK = 1024
 _HOST_QUERY_CHUNK = 512
 _GALLERY_CHUNK = 65536
 _ROW_BLOCK = 64
 # At a matrix's odd ends products are rounded otherwise, and copies must be as similar wherever they stand.
 _EVEN = 256
-# Of a row's items; one operation covers as many of them.
-_FEWEST_GROUPS = 512
-_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
 
 def top_k(queries: np.ndarray, gallery: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,13 +110,13 @@ def _search_on_host(queries, gallery, k, exclude_self):
 
     def select(similarities, first_query, first_item, row):
         rows, first = similarities[row : row + _ROW_BLOCK], first_query + row
-        keys = _candidates(rows, k, first_item, first if exclude_self else None)
+        keys = selection.largest(rows, k, first_item, first if exclude_self else None)
         keys = np.concatenate([best.pop(first)[: len(rows)], keys], axis=1)
         keys.sort(axis=1)
         if first_item + rows.shape[1] < len(gallery):
             best[first] = keys[:, :k].copy()
         else:
-            for part, values in zip(found, _from_keys(keys[:, :k]), strict=True):
+            for part, values in zip(found, selection.from_keys(keys[:, :k]), strict=True):
                 part[first : first + len(rows)] = values
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -140,61 +139,3 @@ def _search_on_host(queries, gallery, k, exclude_self):
 def _similarities_into(buffer, queries, items):
     """As `_similarities`, in the buffer's memory: new memory's first use costs more than the products."""
     return _similarities(queries, items)
-
-
-def _candidates(rows: np.ndarray, k: int, first_item: int, first_query: int | None) -> np.ndarray:
-    """Returns the keys of each row's k largest items and of some others, int64 [R, at least k or all].
-
-    Args:
-      rows: float32 [R, N], similarities of queries to the items from first_item on.
-      k: how many are wanted.
-      first_item: the first item's index.
-      first_query: the first query's, where queries are items and each is left out of its row; None: none is.
-    """
-    num_rows, num_items = rows.shape
-    # Written so that a NaN is a candidate: there are enough of them, come what may.
-    enough = k if first_query is None else k + 1
-    bounds = _bounds(rows, enough)[:, None]
-    candidates = ~(rows < bounds)
-    if np.count_nonzero(candidates) > 4 * enough * num_rows:
-        # Collapsed embeddings: of what equals the bound, the first are enough.
-        equal = rows == bounds
-        candidates &= ~equal | (np.cumsum(equal, axis=1) <= enough)
-    if first_query is not None:
-        own = first_query - first_item + np.arange(num_rows)
-        inside = np.flatnonzero((own >= 0) & (own < num_items))
-        candidates[inside, own[inside]] = False
-    counts = np.count_nonzero(candidates, axis=1)
-    row = np.repeat(np.arange(num_rows), counts)
-    item = np.flatnonzero(candidates) - row * num_items
-    # Rows of fewer candidates are filled up with what comes after every key.
-    keys = np.full((num_rows, counts.max()), np.iinfo(np.int64).max)
-    keys[np.arange(counts.max()) < counts[:, None]] = _keys(rows[row, item], first_item + item)
-    return keys
-
-
-def _bounds(rows: np.ndarray, k: int) -> np.ndarray:
-    """Returns for each row a number that its k largest items reach, and few others: float32 [R]."""
-    num_items = rows.shape[1]
-    k = min(k, num_items)
-    # k groups whose largest items reach it hold k such items, and the groups are far fewer than the items. A group's
-    # items lie apart, as the similar ones may lie together.
-    num_groups = min(max(2 * k, _FEWEST_GROUPS), num_items)
-    size = num_items // num_groups
-    largest = rows[:, : size * num_groups].reshape(len(rows), size, num_groups).max(axis=1)
-    return np.partition(largest, num_groups - k, axis=1)[:, num_groups - k]
-
-
-def _keys(similarities: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Returns int64 numbers in the order of (similarity descending, index ascending), which sort fast."""
-    # The bits of floats, the sign apart, are in the floats' order; 0 - x has one zero only.
-    bits = (0 - similarities).view(np.int32)
-    bits ^= (bits >> 31) & _ALL_BUT_SIGN
-    return (bits.astype(np.int64) << 32) | indices
-
-
-def _from_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (similarities float32, indices int32) of `_keys`."""
-    bits = (keys >> 32).astype(np.int32)
-    bits ^= (bits >> 31) & _ALL_BUT_SIGN
-    return 0 - bits.view(np.float32), (keys & 0xFFFFFFFF).astype(np.int32)

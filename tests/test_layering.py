@@ -8,11 +8,12 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / 'simclr_cifar'
 
 LEVELS = {
-    0: ['config', 'pieces', 'interruption', 'cache'],
+    0: ['config', 'pieces', 'interruption', 'cache', 'selection'],
     1: [
         *(
             'files',
             'commands',
+            'compiled',
             'onnx_graph',
             'decoding',
             'parallel',
@@ -34,9 +35,20 @@ LEVELS = {
     8: ['study_report', 'doctor', 'reevaluate', 'export'],
     9: ['study'],
     10: ['main'],
+    # Above all of them, so that none imports the search.
+    11: ['search.encoder', 'search.nearest', 'search.store'],
+    12: ['search.pictures'],
+    13: ['search.making'],
+    14: ['search.index'],
+    15: ['search.__main__', 'search'],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
-MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__init__')
+PATHS = {
+    '.'.join(path.relative_to(PACKAGE).with_suffix('').parts).removesuffix('.__init__'): path
+    for path in PACKAGE.rglob('*.py')
+    if path != PACKAGE / '__init__.py'
+}
+MODULES = sorted(PATHS)
 
 # Library -> the only modules that may import it.
 ROOMS = {
@@ -65,7 +77,7 @@ def imports_of(source):
         for name in names:
             parts = name.split('.')
             if parts[0] == 'simclr_cifar':
-                own.add(parts[1])
+                own.add(next(name for name in ('.'.join(parts[1:3]), parts[1]) if name in PATHS))
             else:
                 libraries.add(parts[0])
     return own, libraries
@@ -77,7 +89,7 @@ def test_every_module_has_a_level():
 
 @pytest.mark.parametrize('module', MODULES)
 def test_a_module_imports_only_from_levels_below(module):
-    own, libraries = imports_of((PACKAGE / f'{module}.py').read_text())
+    own, libraries = imports_of(PATHS[module].read_text())
     assert {name for name in own if LEVEL[name] >= LEVEL[module]} == set()
     assert {library for library in libraries if module not in ROOMS.get(library, {module})} == set()
 
@@ -92,7 +104,7 @@ def test_what_reads_files_only_needs_no_jax(module):
     reached, waiting = set(), {module}
     while waiting:
         name = waiting.pop()
-        own, libraries = imports_of((PACKAGE / f'{name}.py').read_text())
+        own, libraries = imports_of(PATHS[name].read_text())
         reached |= libraries
         waiting |= own
     assert not reached & {'jax', 'flax', 'optax'}

@@ -1,0 +1,151 @@
+"""Finds pictures that are like a picture.
+
+python -m simclr_cifar.search build --checkpoint=weights/fast --images=PICTURES --index=INDEX
+python -m simclr_cifar.search query --index=INDEX --image=PICTURE -k 10
+"""
+
+import io
+import json
+import math
+import sys
+import time
+
+import numpy as np
+
+from simclr_cifar import commands
+from simclr_cifar.config import InputError
+from simclr_cifar.search import pictures
+from simclr_cifar.search.encoder import Encoder, load_encoder
+from simclr_cifar.search.index import Index
+
+_MOST_TOLD = 20  # lines about files that are left out
+
+
+def _build(given) -> int:
+    encoder = _encoder(given)
+    if encoder is None:
+        raise InputError('--checkpoint: give the folder of a run, as weights/fast; or --encoder=FILE.onnx')
+    return _told(lambda: Index.build(given.index, encoder, given.images, progress=True))
+
+
+def _add(given) -> int:
+    return _told(lambda: Index.open(given.index, _encoder(given)).add(given.images, progress=True))
+
+
+def _remove(given) -> int:
+    return _told(lambda: Index.open(given.index, _encoder(given)).remove(given.images))
+
+
+def _told(change) -> int:
+    since = time.monotonic()
+    index = change()
+    for line in index.left_out[:_MOST_TOLD]:
+        print(f'Left out: {line}', file=sys.stderr)
+    if len(index.left_out) > _MOST_TOLD:
+        print(f'and {len(index.left_out) - _MOST_TOLD} more', file=sys.stderr)
+    classes = len([name for name in index.classes() if name])
+    of_classes = f' of {classes} classes' if classes else ''
+    left_out = f', {len(index.left_out):,} files left out' if index.left_out else ''
+    print(f'{index.path}: {len(index):,} pictures{of_classes}{left_out}, in {time.monotonic() - since:.1f} s')
+    return 0
+
+
+def _query(given) -> int:
+    index = Index.open(given.index, _encoder(given))
+    threshold = {'auto': index.threshold, 'none': None}.get(given.threshold, given.threshold)
+    names, queries = _queries(given.image, index.encoder)
+    embeddings = index.encoder.embed(queries)
+    found = index.search(embeddings, given.k, given.class_name, threshold)
+    if given.json:
+        answers = [
+            {'image': name, 'matches': [match._asdict() for match in matches]}
+            for name, matches in zip(names, found, strict=True)
+        ]
+        print(json.dumps(answers, indent=2))
+        return 0
+    for name, matches, near in zip(names, found, index.nearness(embeddings), strict=True):
+        if len(names) > 1:
+            print(name)
+        if not matches:
+            print(f'no match: its 10th nearest picture is less similar ({near:.4f}) than {threshold:.4f}')
+        for match in matches:
+            print(f'{match.similarity:.4f}  {match.class_name:12}  {match.path}')
+    return 0
+
+
+def _queries(image: str, encoder: Encoder) -> tuple[list[str], np.ndarray]:
+    """Returns the names of the pictures asked about, and themselves as the encoder takes them."""
+    if image == '-':
+        return ['-'], encoder.read(io.BytesIO(sys.stdin.buffer.read()))[None]
+    names = [file.path for file in pictures.find([image], '--image')[0]]
+    if len(names) == 1:
+        return names, encoder.read(names[0])[None]
+    read = {}
+    for name in names:
+        try:
+            read[name] = encoder.read(name)
+        except InputError as error:
+            print(f'Left out: {error}', file=sys.stderr)
+    if not read:
+        raise InputError(f'--image={image}: holds no picture; give a picture, or a folder of them')
+    return list(read), np.stack(list(read.values()))
+
+
+def _encoder(given) -> Encoder | None:
+    source = given.encoder or given.checkpoint
+    return load_encoder(source, given.cache_dir) if source else None
+
+
+def _threshold(text: str) -> float | str:
+    if text in ('auto', 'none'):
+        return text
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+_threshold.__name__ = 'number, auto or none'  # As argparse names it.
+
+
+def _parser() -> commands.Parser:
+    parser = commands.Parser(prog='python -m simclr_cifar.search', description=__doc__)
+    modes = parser.add_subparsers(required=True, metavar='MODE', parser_class=commands.Parser)
+
+    def mode(name: str, function, told: str) -> commands.Parser:
+        added = modes.add_parser(name, help=told, description=told)
+        added.set_defaults(function=function)
+        added.add_argument('--index', required=True, metavar='DIR', help='the directory of the index')
+        added.add_argument('--checkpoint', metavar='RUN', help='the encoder: the folder of a run, as weights/fast')
+        added.add_argument('--encoder', metavar='FILE', help='or an .onnx file, with which JAX is not needed')
+        added.add_argument('--cache_dir', help='for compiled programs; default: ~/.cache/simclr_cifar')
+        return added
+
+    build = mode('build', _build, "make an index of a folder's pictures, or bring one up to date")
+    build.add_argument('--images', required=True, metavar='FOLDER', help='of pictures, by class where these are known')
+    for name, function, told in (('add', _add, 'add pictures'), ('remove', _remove, 'take pictures out')):
+        changed = mode(name, function, told)
+        changed.add_argument('--images', required=True, nargs='+', metavar='PATH', help='folders and files')
+    query = mode('query', _query, 'find the pictures that are most like one')
+    query.add_argument('--image', required=True, help='a file, a folder of them, or - for standard input')
+    query.add_argument('-k', type=int, default=10, help='how many; default: 10')
+    query.add_argument('--class', dest='class_name', metavar='NAME', help='of the pictures to choose from')
+    query.add_argument(
+        '--threshold',
+        type=_threshold,
+        default='auto',
+        help="how similar the 10th nearest picture has to be: a number; auto, as those of 95 %% of the index's own "
+        'pictures are; none, to see what is nearest whatever it is',
+    )
+    query.add_argument('--json', action='store_true', help='print JSON')
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Does what the arguments say and returns the exit status."""
+    given = _parser().parse_args(arguments)
+    return given.function(given)
+
+
+if __name__ == '__main__':
+    sys.exit(commands.answered(main, sys.argv[1:]))

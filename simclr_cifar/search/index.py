@@ -1,0 +1,210 @@
+"""An index of pictures, and the pictures in it that are like others."""
+
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from simclr_cifar.config import InputError
+from simclr_cifar.search import making, nearest, pictures, store
+from simclr_cifar.search.encoder import Encoder, Picture, load_encoder
+from simclr_cifar.search.pictures import File
+
+
+class Match(NamedTuple):
+    """A picture of the index that is like another: how similar, -1 to 1; its file; its class or ''; its row."""
+
+    similarity: float
+    path: str
+    class_name: str
+    row: int
+
+
+class Index:
+    """An index as it was when it was opened; what is changed since by others, or by itself, is another.
+
+    Attributes:
+      path: its directory.
+      manifest: what its manifest.json holds.
+      embeddings: float32 [N, D], memory-mapped.
+      threshold: the similarity that all but 5 % of its own pictures have to their 10th nearest; None: there is but one.
+      left_out: after `build` and `add`, a line about each file that is no picture.
+    """
+
+    def __init__(self, path: pathlib.Path, encoder: Encoder | None, left_out: Iterable[str] = ()):
+        self.path, self._encoder, self.left_out = path, encoder, list(left_out)
+        self.manifest = store.read_manifest(path)
+        if encoder:
+            _require_same(path, self.manifest, encoder)
+        names = {kind: path / file['name'] for kind, file in self.manifest['files'].items()}
+        self.embeddings = np.load(names['embeddings'], mmap_mode='r', allow_pickle=False)
+        self._gallery = nearest.prepared(self.embeddings)
+        self._database = store.connect(names['pictures'], read_only=True)
+        self._rows_of_classes = {}
+        self.threshold = self.manifest['threshold']
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, encoder: Encoder | None = None) -> Self:
+        """Opens an index.
+
+        Args:
+          path: its directory.
+          encoder: None: the one that it was built with, loaded when it is needed.
+
+        Raises:
+          InputError: there is no index, it is damaged, or of another encoder.
+        """
+        return cls(pathlib.Path(path), encoder)
+
+    @classmethod
+    def build(
+        cls, path: str | os.PathLike, encoder: Encoder, folder: str | os.PathLike, progress: bool = False
+    ) -> Self:
+        """Makes a directory the index of a folder's pictures, as they are now; embeds only those new or changed.
+
+        Args:
+          path: the directory, made where it is missing.
+          encoder: to embed with.
+          folder: with pictures, in sub-folders of their classes where these are known.
+          progress: whether a bar is shown on standard error.
+
+        Raises:
+          InputError: no picture is in the folder; the directory cannot be written, is held by another process, or holds
+            an index that is damaged or of another encoder.
+        """
+        path, (wanted, others) = pathlib.Path(path), pictures.find([folder])
+        with store.written(path):
+            present = None
+            if store.manifest_path(path).exists():
+                present = store.read_manifest(path)
+                _require_same(path, present, encoder)
+            left_out = others + making.make(path, encoder, present, wanted, [os.fspath(folder)], progress)
+        return cls(path, encoder, left_out)
+
+    def add(self, sources: Iterable[str | os.PathLike], progress: bool = False) -> Self:
+        """Returns the index with the pictures of more folders and files in it; errors as of `build`."""
+        found, others = pictures.find(sources)
+        return self._changed(lambda there: there | {file.path: file for file in found}, others, sources, progress)
+
+    def remove(self, sources: Iterable[str | os.PathLike]) -> Self:
+        """Returns the index without the pictures of some folders and files, which need not exist any more.
+
+        Raises:
+          InputError: none of them is in it, or none would be left; or as of `build`.
+        """
+        gone = [os.path.abspath(os.path.expanduser(source)) for source in sources]
+
+        def without(there):
+            kept = {
+                path: file
+                for path, file in there.items()
+                if not any(path == one or path.startswith(one.rstrip(os.sep) + os.sep) for one in gone)
+            }
+            flag = f'--images={", ".join(map(ascii, gone))}'
+            if len(kept) == len(there):
+                raise InputError(f'{flag}: none of it is in the index; give what is')
+            if not kept:
+                raise InputError(f'{flag}: is all that is in the index; delete the directory instead')
+            return kept
+
+        return self._changed(without, [], [], False)
+
+    def _changed(self, change, left_out, sources, progress) -> Self:
+        with store.written(self.path):
+            present = store.read_manifest(self.path)  # Perhaps newer than this one.
+            _require_same(self.path, present, self.encoder)
+            there = {file.path: file for file in type(self)(self.path, self.encoder).files()}
+            wanted = sorted(change(there).values())
+            before = present['data']['sources']
+            all_sources = before + [os.fspath(source) for source in sources if os.fspath(source) not in before]
+            left_out = left_out + making.make(self.path, self.encoder, present, wanted, all_sources, progress)
+        return type(self)(self.path, self.encoder, left_out)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; that of the manifest is loaded where none was given.
+
+        Raises:
+          InputError: it is not where it was, or another is there.
+        """
+        if self._encoder is None:
+            encoder = load_encoder(self.manifest['encoder']['source'])
+            _require_same(self.path, self.manifest, encoder)
+            self._encoder = encoder
+        return self._encoder
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def files(self) -> list[File]:
+        """Returns the pictures' files, row by row."""
+        rows = self._database.execute('SELECT path, class, size, mtime_ns FROM pictures ORDER BY row')
+        return [File(os.fsdecode(path), *rest) for path, *rest in rows]
+
+    def classes(self) -> dict[str, int]:
+        """Returns how many pictures there are of each class, by name; of '' those that are in no sub-folder."""
+        return dict(self._database.execute('SELECT class, count(*) FROM pictures GROUP BY class ORDER BY class'))
+
+    def query(
+        self, picture: Picture, k: int = 10, class_name: str | None = None, threshold: float | None = None
+    ) -> list[Match]:
+        """Returns the k pictures most like one, the most similar first; none where it is like nothing there.
+
+        Args:
+          picture: a file, or uint8 [H, W, 3] of the encoder's shape.
+          k: from 1 to as many as there are.
+          class_name: of the pictures to choose from; None: of any.
+          threshold: what the 10th nearest picture, of any class, has to reach; None: what is nearest is returned.
+
+        Raises:
+          InputError: the picture cannot be read, there are not k, or there is no such class.
+        """
+        (matches,) = self.search(self.encoder.embed([picture]), k, class_name, threshold)
+        return matches
+
+    def search(
+        self, embeddings: np.ndarray, k: int = 10, class_name: str | None = None, threshold: float | None = None
+    ) -> list[list[Match]]:
+        """Returns what `query` does, of each of some embeddings, float32 [Q, D]."""
+        rows = None if class_name is None else self._rows_of(class_name)
+        there = len(self) if rows is None else len(rows)
+        if not 1 <= k <= there:
+            of_class = '' if class_name is None else f' of class {class_name!a}'
+            raise InputError(f'-k {k}: the index has {there} pictures{of_class}; ask for 1 to {there}')
+        gallery = self._gallery if rows is None else self.embeddings[rows]
+        similarities, found = nearest.top_k(embeddings, gallery, k)
+        found = found if rows is None else rows[found]
+        known = np.ones(len(found), bool) if threshold is None else self.nearness(embeddings) >= threshold
+        return [
+            [self._match(*one) for one in zip(of_one, its_rows, strict=True)] if is_known else []
+            for of_one, its_rows, is_known in zip(similarities.tolist(), found.tolist(), known, strict=True)
+        ]
+
+    def nearness(self, embeddings: np.ndarray) -> np.ndarray:
+        """Returns what a threshold is compared with: how similar each one's 10th nearest picture is, float32 [Q]."""
+        return nearest.top_k(embeddings, self._gallery, min(making.RANK, len(self)))[0][:, -1]
+
+    def _match(self, similarity: float, row: int) -> Match:
+        path, class_name = self._database.execute('SELECT path, class FROM pictures WHERE row = ?', (row,)).fetchone()
+        return Match(similarity, os.fsdecode(path), class_name, row)
+
+    def _rows_of(self, class_name: str) -> np.ndarray:
+        if class_name not in self._rows_of_classes:
+            rows = self._database.execute('SELECT row FROM pictures WHERE class = ? ORDER BY row', (class_name,))
+            rows = np.array([row for (row,) in rows], np.int32)
+            if not len(rows):
+                there = ', '.join(name or "'' (in no sub-folder)" for name in self.classes())
+                raise InputError(f'--class={class_name}: the index has no such class; it has {there}')
+            self._rows_of_classes[class_name] = rows
+        return self._rows_of_classes[class_name]
+
+
+def _require_same(path: pathlib.Path, manifest: dict, encoder: Encoder) -> None:
+    before = manifest['encoder']
+    if before['fingerprint'] != encoder.fingerprint:
+        raise InputError(
+            f'--index={path}: is of another encoder ({before["source"]}, fingerprint {before["fingerprint"]}, not '
+            f'{encoder.fingerprint}); give that one, or another --index'
+        )

@@ -1,0 +1,115 @@
+"""Pictures on disk: which there are, and their pixels and embeddings, a batch at a time."""
+
+import collections
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from simclr_cifar import decoding, folders
+from simclr_cifar.config import InputError
+from simclr_cifar.search.encoder import BATCH, Encoder
+
+_SPLITS = ('train', 'test', 'validation', 'val')  # sub-folders that are no classes
+_BATCHES_AHEAD = 2  # are decoded while one is embedded
+
+
+class File(NamedTuple):
+    """A file that may be a picture: its absolute path, its class or '', and how to see that it has changed."""
+
+    path: str
+    class_name: str
+    size: int
+    mtime_ns: int
+
+
+class Embedded(NamedTuple):
+    """A file's SHA-256 and the embedding of its picture, float32 [D]; or, without them, why it is none."""
+
+    file: File
+    sha256: bytes | None
+    embedding: np.ndarray | None
+    problem: str | None
+
+
+def find(sources: Iterable[str | os.PathLike], flag: str = '--images') -> tuple[list[File], list[str]]:
+    """Returns the files of folders, and files given by themselves, by path, and a line about each that is none.
+
+    Args:
+      sources: folders and files.
+      flag: which they were given by.
+
+    A file's class is the sub-folder that it is in, however deep; train/ and test/, validation/ and val/ are none.
+
+    Raises:
+      InputError: a source is not there or cannot be read, or no file is in any.
+    """
+    files, left_out = {}, []
+    for source in sources:
+        root = pathlib.Path(os.path.abspath(os.path.expanduser(source)))
+        try:
+            paths, others = ([root], []) if root.is_file() else folders.walk(root, root)
+            found = [_file(path, root) for path in paths]
+        except OSError as error:
+            raise InputError(f'{flag}={str(source)!a}: cannot be read ({error.strerror}); see to it') from error
+        except RecursionError as error:
+            raise InputError(f'{flag}={str(source)!a}: its folders lie too deep in each other') from error
+        files |= {file.path: file for file in found if file}
+        left_out += others
+    if not files:
+        given = ', '.join(ascii(os.fspath(source)) for source in sources)
+        raise InputError(f'{flag}={given}: holds no files; give a folder of pictures')
+    return [files[path] for path in sorted(files)], left_out
+
+
+def _file(path: pathlib.Path, root: pathlib.Path) -> File | None:
+    try:
+        told = path.stat()
+    except FileNotFoundError:  # Since it was listed.
+        return None
+    parents = [part for part in path.relative_to(root).parts[:-1] if part not in _SPLITS]
+    class_name = parents[0].encode(errors='replace').decode() if parents else ''  # Names may be of any bytes.
+    return File(str(path), class_name, told.st_size, told.st_mtime_ns)
+
+
+def embedded(files: Sequence[File], encoder: Encoder) -> Iterator[list[Embedded]]:
+    """Yields the files' embeddings, a batch after the other, in order; the next are decoded meanwhile."""
+    ahead = collections.deque()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        try:
+            for first in range(0, len(files), BATCH):
+                read = functools.partial(_read, side=encoder.image_shape[0])
+                ahead.append([threads.submit(read, file) for file in files[first : first + BATCH]])
+                if len(ahead) > _BATCHES_AHEAD:
+                    yield _embed([future.result() for future in ahead.popleft()], encoder)
+            while ahead:
+                yield _embed([future.result() for future in ahead.popleft()], encoder)
+        finally:
+            for future in (future for batch in ahead for future in batch):
+                future.cancel()
+
+
+def _read(file: File, side: int) -> tuple[File, bytes | None, np.ndarray | str]:
+    try:
+        with open(file.path, 'rb') as opened:
+            pixels = decoding.decode(opened, side)
+            opened.seek(0)
+            return file, hashlib.file_digest(opened, 'sha256').digest(), pixels
+    except decoding.BrokenImage as error:
+        return file, None, str(error)
+    except OSError as error:
+        return file, None, f'cannot be read ({error.strerror})'
+
+
+def _embed(batch, encoder: Encoder) -> list[Embedded]:
+    pictures = [pixels for _, _, pixels in batch if not isinstance(pixels, str)]
+    embeddings = iter(encoder.embed(np.stack(pictures)) if pictures else ())
+    return [
+        Embedded(file, None, None, pixels) if isinstance(pixels, str) else Embedded(file, sha, next(embeddings), None)
+        for file, sha, pixels in batch
+    ]
