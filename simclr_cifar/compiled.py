@@ -19,7 +19,8 @@ def keep(cache_dir: str | None) -> None:
     # A home that several machines share: a program compiled for one processor may not run on another.
     processor = platform.machine() + platform.processor()
     if (information := pathlib.Path('/proc/cpuinfo')).exists():
-        processor += ''.join(sorted({line for line in information.open() if line.startswith(('flags', 'Features'))}))
+        lines = information.read_text().splitlines()
+        processor += ''.join(sorted({line for line in lines if line.startswith(('flags', 'Features'))}))
     root = cache.root(cache_dir) / 'compiled'
     folder = root / hashlib.sha256(processor.encode()).hexdigest()[:8]
     try:

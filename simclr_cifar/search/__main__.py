@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from simclr_cifar import commands
+from simclr_cifar import commands, compiled
 from simclr_cifar.config import InputError
 from simclr_cifar.search import pictures
 from simclr_cifar.search.encoder import Encoder, load_encoder
@@ -93,7 +93,7 @@ def _queries(image: str, encoder: Encoder) -> tuple[list[str], np.ndarray]:
 
 def _encoder(given) -> Encoder | None:
     source = given.encoder or given.checkpoint
-    return load_encoder(source, given.cache_dir) if source else None
+    return load_encoder(source) if source else None
 
 
 def _threshold(text: str) -> float | str:
@@ -144,6 +144,7 @@ def _parser() -> commands.Parser:
 def main(arguments: list[str]) -> int:
     """Does what the arguments say and returns the exit status."""
     given = _parser().parse_args(arguments)
+    compiled.keep(given.cache_dir)
     return given.function(given)
 
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from simclr_cifar import compiled, decoding
+from simclr_cifar import decoding
 from simclr_cifar.config import InputError
 
 BATCH = 256  # pictures that are embedded at a time
@@ -76,18 +76,17 @@ class Encoder:
         return self._function(padded)[: len(batch)]
 
 
-def load_encoder(source: str | os.PathLike, cache_dir: str | None = None) -> Encoder:
+def load_encoder(source: str | os.PathLike) -> Encoder:
     """Returns an encoder, from a run's folder or from an .onnx file that `simclr_cifar.export` wrote.
 
     Args:
       source: the folder, or the file, with which JAX is not needed.
-      cache_dir: of compiled programs, as `cache.root`.
 
     Raises:
       InputError: there is no such run or file, it is damaged, or onnxruntime is not installed.
     """
     source = pathlib.Path(os.path.expanduser(source))
-    encoder = _from_onnx(source) if source.suffix == '.onnx' else _from_run(source, cache_dir)
+    encoder = _from_onnx(source) if source.suffix == '.onnx' else _from_run(source)
     height, width, channels = encoder.image_shape
     if height != width or channels != 3:
         raise InputError(
@@ -97,8 +96,7 @@ def load_encoder(source: str | os.PathLike, cache_dir: str | None = None) -> Enc
     return encoder
 
 
-def _from_run(source: pathlib.Path, cache_dir: str | None) -> Encoder:
-    compiled.keep(cache_dir)
+def _from_run(source: pathlib.Path) -> Encoder:
     try:
         import jax
     except ImportError as error:

@@ -1,0 +1,142 @@
+"""The search from the command line."""
+
+import io
+import json
+import sys
+
+import pytest
+from search_folders import make_encoder, make_folder, pixels, write_picture
+
+from simclr_cifar import commands
+from simclr_cifar.search import __main__ as search
+from simclr_cifar.search import index as indices
+
+
+@pytest.fixture(autouse=True)
+def encoder(monkeypatch):
+    """Stands for every encoder that is named."""
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'elsewhere')
+    made = make_encoder()
+    for module in (search, indices):
+        monkeypatch.setattr(module, 'load_encoder', lambda _: made)
+    return made
+
+
+@pytest.fixture
+def built(tmp_path, capsys):
+    """The arguments that name an index of twelve pictures in pictures/."""
+    make_folder(tmp_path / 'pictures')
+    (tmp_path / 'pictures' / 'broken.png').write_text('text')
+    index = f'--index={tmp_path / "index"}'
+    assert run('build', '--checkpoint=run', f'--images={tmp_path / "pictures"}', index) == 0
+    output, errors = capsys.readouterr()
+    assert '12 pictures of 2 classes, 1 files left out' in output
+    assert 'Left out: ' in errors
+    assert 'broken.png' in errors
+    return index
+
+
+def run(*arguments):
+    try:
+        return commands.answered(search.main, list(arguments))
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_matches_are_a_line_each(built, tmp_path, capsys):
+    picture = tmp_path / 'pictures' / 'cat' / '0003.png'
+    assert run('query', built, f'--image={picture}', '-k', '2', '--threshold=none') == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ['1.0000', 'cat', str(picture)]
+    assert float(second.split()[0]) < 1
+    assert run('query', built, f'--image={picture}', '-k', '2', '--threshold=none', '--class=dog') == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ['dog', 'dog']
+
+
+def test_json_and_standard_input(built, capsys, monkeypatch, tmp_path):
+    path = write_picture(tmp_path / 'query.png', 7)
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    assert run('query', built, '--image=-', '-k', '1', '--json', '--threshold=-1') == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer['image'] == '-'
+    (match,) = answer['matches']
+    assert match['path'].endswith('0007.png')
+    assert match['similarity'] == pytest.approx(1)
+    assert match['class_name'] == 'dog'
+
+
+def test_a_folder_asks_for_each_of_its_pictures(built, tmp_path, capsys):
+    for number in (1, 2):
+        write_picture(tmp_path / 'queries' / f'{number}.png', number)
+    (tmp_path / 'queries' / 'text').write_text('text')
+    assert run('query', built, f'--image={tmp_path / "queries"}', '-k', '1', '--threshold=none') == 0
+    output, errors = capsys.readouterr()
+    lines = output.splitlines()
+    assert [line.split('/')[-1] for line in lines] == ['1.png', '0001.png', '2.png', '0002.png']
+    assert 'Left out: ' in errors
+
+
+def test_no_match_is_said(built, tmp_path, capsys):
+    path = write_picture(tmp_path / 'query.png', 99)
+    assert run('query', built, f'--image={path}', '-k', '1', '--threshold=0.9999') == 0
+    assert capsys.readouterr().out.startswith('no match: ')
+    assert run('query', built, f'--image={path}', '-k', '1', '--threshold=0.9999', '--json') == 0
+    assert json.loads(capsys.readouterr().out) == [{'image': str(path), 'matches': []}]
+
+
+def test_add_and_remove(built, tmp_path, capsys):
+    write_picture(tmp_path / 'more' / 'cow' / 'a.png', 40)
+    assert run('add', built, f'--images={tmp_path / "more"}') == 0
+    assert '13 pictures of 3 classes' in capsys.readouterr().out
+    assert run('remove', built, '--images', str(tmp_path / 'more'), str(tmp_path / 'pictures' / 'cat')) == 0
+    assert '8 pictures of 1 classes' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['query', '--image=missing'], 'No such file'),
+        (['query', '--image=broken.png'], 'is no picture'),
+        (['query', '--image=empty'], 'holds no files'),
+        (['query', '--image=text'], 'holds no picture'),
+        (['query', '--image=.', '-k', '13'], 'ask for 1 to 12'),
+        (['query', '--image=.', '-k', '0'], 'ask for 1 to 12'),
+        (['query', '--image=.', '-k', 'x'], '-k'),
+        (['query', '--image=.', '--class=cow'], 'no such class'),
+        (['query', '--image=.', '--threshold=nan'], '--threshold'),
+        (['query', '--image=.', '--threshold=x'], '--threshold'),
+        (['query', '--image=.', '--index=other'], 'holds no index'),
+        (['query'], '--image'),
+        (['build', '--images=.'], '--checkpoint'),
+        (['build', '--checkpoint=run', '--images=missing'], 'No such file'),
+        (['build', '--checkpoint=run', '--images=empty'], 'holds no files'),
+        (['add', '--images=missing'], 'No such file'),
+        (['remove', '--images=missing'], 'none of it is in the index'),
+        (['remove', '--images=.'], 'delete the directory'),
+        (['find'], 'invalid choice'),
+        ([], 'MODE'),
+    ],
+)
+def test_bad_input_is_answered_in_one_line(built, tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path / 'pictures')
+    (tmp_path / 'pictures' / 'empty').mkdir()
+    (tmp_path / 'pictures' / 'text').mkdir()
+    for name in ('a', 'b'):
+        (tmp_path / 'pictures' / 'text' / name).write_text('text')
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / 'index').iterdir())
+    given = [*arguments[:1], built, *arguments[1:]] if arguments and arguments != ['find'] else arguments
+    assert run(*given) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith('Left out: ')]
+    assert line.startswith('error: ')
+    assert said in line
+    after = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / 'index').iterdir())
+    assert [entry for entry in after if entry[0] != '.lock'] == [entry for entry in before if entry[0] != '.lock']
+
+
+def test_stopped_by_hand_it_says_so(built, tmp_path, capsys, encoder):
+    for number in range(20, 30):
+        write_picture(tmp_path / 'pictures' / f'{number}.png', number)
+    encoder.counted.most = 0
+    assert run('build', built, '--checkpoint=run', f'--images={tmp_path / "pictures"}') == 130
+    assert capsys.readouterr().err.splitlines()[-1] == 'error: stopped; what was finished is kept'
+    assert pixels(0).any()
