@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import io
 import itertools
 import math
 import os
@@ -20,6 +22,8 @@ _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
 _MOST_PIXELS = 64 * 2**20  # of one image, before it is scaled
 _LARGE_PIXELS, _ONE_LARGE = 2**22, threading.Lock()  # of which one is decoded at a time: each may take 1 GiB
 _PART_BYTES = 2**22  # of images that are decoded before others are read
+_MARGIN = 2  # times as many pixels as are needed are decoded at least, and scaled
+_PREVIEW_QUALITY = 85
 
 # More than _MOST_PIXELS are refused, fewer are no reason to warn; nor is what else is odd about a file that decodes.
 warnings.filterwarnings('ignore', module=r'PIL\.')
@@ -42,16 +46,33 @@ def decode(file: BinaryIO, image_size: int = 0) -> np.ndarray:
       BrokenImage: the file is none of these, is damaged or cut off, or has too many pixels.
       OSError: it cannot be read.
     """
+    size = (image_size, image_size)
+    fit = functools.partial(ImageOps.fit, size=size, method=Image.Resampling.BICUBIC) if image_size else None
+    return np.asarray(_opened(file, image_size, fit))
+
+
+def preview(file: BinaryIO, longest: int) -> bytes:
+    """Returns the whole image in a file, as a WebP with no side longer than so many pixels; errors as of `decode`."""
+    small = io.BytesIO()
+    fit = functools.partial(ImageOps.contain, size=(longest, longest), method=Image.Resampling.BICUBIC)
+    image = _opened(file, longest, lambda image: fit(image) if max(image.size) > longest else image)
+    image.save(small, 'webp', quality=_PREVIEW_QUALITY)
+    return small.getvalue()
+
+
+def _opened(file: BinaryIO, needed: int, fit: Callable[[Image.Image], Image.Image] | None) -> Image.Image:
+    """Returns the image, upright, in colours and fitted to what is needed of it, pixels of its shorter side."""
     try:
         image = Image.open(file, formats=_FORMATS)
         pixels = image.width * image.height
         if pixels > _MOST_PIXELS:
             raise BrokenImage(f'{pixels:,} pixels are more than {_MOST_PIXELS:,}')
-        with _ONE_LARGE if pixels > _LARGE_PIXELS else contextlib.nullcontext():
+        if fit:
+            # A JPEG far larger than needed is decoded at an eighth to a half of its size, in a fraction of the time.
+            image.draft(None, (_MARGIN * needed, _MARGIN * needed))
+        with _ONE_LARGE if image.width * image.height > _LARGE_PIXELS else contextlib.nullcontext():
             image = _rgb(ImageOps.exif_transpose(image))
-            if image_size:
-                image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-            return np.asarray(image)
+            return fit(image) if fit else image
     except (BrokenImage, MemoryError):
         raise
     except UnidentifiedImageError as error:

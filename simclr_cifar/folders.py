@@ -53,7 +53,7 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
             return None
         files, left_out = _files(root, folder, classes)
         # Their times, not their bytes: reading those of a large folder would take as long as decoding it.
-        digest = hashlib.sha256(f'format 1, {image_size}, {classes}, {root.absolute()}'.encode())
+        digest = hashlib.sha256(f'format 2, {image_size}, {classes}, {root.absolute()}'.encode())
         for name, label, file in files:
             told = file.stat()
             line = f'{name}, {label}, {told.st_size}, {told.st_mtime_ns}, {told.st_ctime_ns}\n'

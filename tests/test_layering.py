@@ -40,7 +40,8 @@ LEVELS = {
     12: ['search.pictures'],
     13: ['search.making'],
     14: ['search.index'],
-    15: ['search.__main__', 'search'],
+    15: ['search.server'],
+    16: ['search.__main__', 'search'],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 PATHS = {
@@ -60,6 +61,8 @@ ROOMS = {
     'jinja2': {'pages'},
     'onnx': {'onnx_graph'},
     'argparse': {'commands'},
+    'starlette': {'search.server'},
+    'uvicorn': {'search.server'},
 }
 
 

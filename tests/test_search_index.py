@@ -85,7 +85,8 @@ def test_more_pictures_than_a_batch_are_embedded_in_their_order(tmp_path, encode
 
 def test_what_is_like_nothing_has_no_match(index, encoder):
     query = encoder.embed([pixels(99)])
-    near = index.nearness(query)[0]
+    near = index.look(query, 1)[1][0]
+    assert index.look(query, 1, 'dog')[1][0] == near
     # By hand: the tenth nearest.
     assert near == pytest.approx(np.sort(index.embeddings @ query[0])[-10], abs=1e-6)
     assert len(index.query(pixels(99), k=2, threshold=near - 1e-4)) == 2

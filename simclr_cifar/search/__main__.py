@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+import webbrowser
 
 import numpy as np
 
@@ -55,7 +56,9 @@ def _query(given) -> int:
     threshold = {'auto': index.threshold, 'none': None}.get(given.threshold, given.threshold)
     names, queries = _queries(given.image, index.encoder)
     embeddings = index.encoder.embed(queries)
-    found = index.search(embeddings, given.k, given.class_name, threshold)
+    found, nearness = index.look(embeddings, given.k, given.class_name)
+    if threshold is not None:
+        found = [matches if near >= threshold else [] for matches, near in zip(found, nearness, strict=True)]
     if given.json:
         answers = [
             {'image': name, 'matches': [match._asdict() for match in matches]}
@@ -63,13 +66,25 @@ def _query(given) -> int:
         ]
         print(json.dumps(answers, indent=2))
         return 0
-    for name, matches, near in zip(names, found, index.nearness(embeddings), strict=True):
+    for name, matches, near in zip(names, found, nearness, strict=True):
         if len(names) > 1:
             print(name)
         if not matches:
             print(f'no match: its 10th nearest picture is less similar ({near:.4f}) than {threshold:.4f}')
         for match in matches:
             print(f'{match.similarity:.4f}  {match.class_name:12}  {match.path}')
+    return 0
+
+
+def _serve(given) -> int:
+    from simclr_cifar.search import server
+
+    def ready(address):
+        print(f'Similar pictures: {address} (for this machine alone; Ctrl-C ends it)', flush=True)
+        if not given.no_browser:
+            webbrowser.open(address)
+
+    server.serve(Index.open(given.index, _encoder(given)), given.port, ready)
     return 0
 
 
@@ -138,6 +153,9 @@ def _parser() -> commands.Parser:
         'pictures are; none, to see what is nearest whatever it is',
     )
     query.add_argument('--json', action='store_true', help='print JSON')
+    serve = mode('serve', _serve, 'open a page to search with, on this machine alone')
+    serve.add_argument('--port', type=int, default=8000, help='default: 8000; 0: any that is free')
+    serve.add_argument('--no_browser', action='store_true', help='only print its address')
     return parser
 
 

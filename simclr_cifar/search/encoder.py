@@ -53,14 +53,14 @@ class Encoder:
         """
         if isinstance(picture, np.ndarray):
             return picture
-        name = getattr(picture, 'name', 'standard input') if hasattr(picture, 'read') else os.fspath(picture)
+        name = 'what was given' if hasattr(picture, 'read') else ascii(os.fspath(picture))
         try:
             with picture if hasattr(picture, 'read') else open(picture, 'rb') as file:
                 return decoding.decode(file, self.image_shape[0])
         except OSError as error:
-            raise InputError(f'{name!a} cannot be read ({error.strerror}); give a picture') from error
+            raise InputError(f'{name} cannot be read ({error.strerror}); give a picture') from error
         except decoding.BrokenImage as error:
-            raise InputError(f'{name!a} is no picture ({error}); give another') from error
+            raise InputError(f'{name} is no picture ({error}); give another') from error
 
     def _embed_batch(self, batch: np.ndarray | Sequence[Picture]) -> np.ndarray:
         if not isinstance(batch, np.ndarray):

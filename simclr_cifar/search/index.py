@@ -168,25 +168,33 @@ class Index:
         self, embeddings: np.ndarray, k: int = 10, class_name: str | None = None, threshold: float | None = None
     ) -> list[list[Match]]:
         """Returns what `query` does, of each of some embeddings, float32 [Q, D]."""
+        matches, nearness = self.look(embeddings, k, class_name)
+        known = np.ones(len(matches), bool) if threshold is None else nearness >= threshold
+        return [of_one if is_known else [] for of_one, is_known in zip(matches, known, strict=True)]
+
+    def look(
+        self, embeddings: np.ndarray, k: int, class_name: str | None = None
+    ) -> tuple[list[list[Match]], np.ndarray]:
+        """Returns each embedding's k nearest pictures, and what a threshold is compared with, float32 [Q].
+
+        That is how similar its 10th nearest picture of any class is. Arguments and errors as of `search`.
+        """
         rows = None if class_name is None else self._rows_of(class_name)
         there = len(self) if rows is None else len(rows)
         if not 1 <= k <= there:
             of_class = '' if class_name is None else f' of class {class_name!a}'
             raise InputError(f'-k {k}: the index has {there} pictures{of_class}; ask for 1 to {there}')
-        gallery = self._gallery if rows is None else self.embeddings[rows]
-        similarities, found = nearest.top_k(embeddings, gallery, k)
-        found = found if rows is None else rows[found]
-        known = np.ones(len(found), bool) if threshold is None else self.nearness(embeddings) >= threshold
-        return [
-            [self._match(*one) for one in zip(of_one, its_rows, strict=True)] if is_known else []
-            for of_one, its_rows, is_known in zip(similarities.tolist(), found.tolist(), known, strict=True)
-        ]
+        rank = min(making.RANK, len(self))
+        similarities, found = nearest.top_k(embeddings, self._gallery, rank if rows is not None else max(k, rank))
+        nearness = similarities[:, rank - 1]
+        if rows is not None:
+            similarities, found = nearest.top_k(embeddings, self.embeddings[rows], k)
+            found = rows[found]
+        pairs = zip(similarities[:, :k].tolist(), found[:, :k].tolist(), strict=True)
+        return [[self.match(row, near) for near, row in zip(*of_one, strict=True)] for of_one in pairs], nearness
 
-    def nearness(self, embeddings: np.ndarray) -> np.ndarray:
-        """Returns what a threshold is compared with: how similar each one's 10th nearest picture is, float32 [Q]."""
-        return nearest.top_k(embeddings, self._gallery, min(making.RANK, len(self)))[0][:, -1]
-
-    def _match(self, similarity: float, row: int) -> Match:
+    def match(self, row: int, similarity: float = 1.0) -> Match:
+        """Returns what the index knows of one of its pictures, as like one as is said."""
         path, class_name = self._database.execute('SELECT path, class FROM pictures WHERE row = ?', (row,)).fetchone()
         return Match(similarity, os.fsdecode(path), class_name, row)
 
