@@ -36,7 +36,7 @@ enter_environment() {
   fi
   for file in "${files[@]}"; do
     # Keyed by content: a changed requirement is installed, an unchanged one is not looked up again.
-    stamp=.venv/.installed-$file-$(cat requirements.txt "$file" | cksum | cut -d ' ' -f 1)
+    stamp=.venv/.installed-$file-$(cat requirements.txt requirements-search.txt "$file" | cksum | cut -d ' ' -f 1)
     if [ ! -e "$stamp" ]; then
       echo "Installing $file"
       python -m pip install --quiet --disable-pip-version-check -r "$file" || exit 1

@@ -81,6 +81,23 @@ def test_only_data_that_cannot_be_had_turns_to_the_digits(checkout):
     assert calls == ['-m simclr_cifar.main --config=configs/c10.py --data_dir=/nowhere']
 
 
+def test_a_folder_is_indexed_and_served(checkout, tmp_path):
+    pictures = tmp_path / 'my pictures'
+    pictures.mkdir()
+    result, calls = launch(checkout, 'search.sh', str(pictures), '--port=8001', CHECKPOINT='runs/mine')
+    assert result.returncode == 0, result.stderr
+    build, serve = calls[-2:]
+    assert build.startswith(f'-m simclr_cifar.search build --checkpoint=runs/mine --images={pictures} --index=')
+    index = build.rpartition('--index=')[2]
+    assert index.startswith('indices/my-pictures-')
+    assert serve == f'-m simclr_cifar.search serve --index={index} --port=8001'
+    _, calls = launch(checkout, 'search.sh', '--no_browser')
+    unpack, build, serve = calls[-3:]
+    assert unpack == '-m simclr_cifar.search unpack --to=indices/pictures'
+    assert build.startswith('-m simclr_cifar.search build --checkpoint=weights/fast --images=indices/pictures --index=')
+    assert serve.endswith(' --no_browser')
+
+
 GCLOUD = """#!/bin/bash
 echo "$*" >> "$CALLS"
 case "$*" in

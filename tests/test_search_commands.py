@@ -4,10 +4,13 @@ import io
 import json
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from search_folders import make_encoder, make_folder, pixels, write_picture
 
-from simclr_cifar import commands
+from simclr_cifar import commands, data
+from simclr_cifar.config import DatasetNotFound
 from simclr_cifar.search import __main__ as search
 from simclr_cifar.search import index as indices
 
@@ -90,6 +93,24 @@ def test_add_and_remove(built, tmp_path, capsys):
     assert '13 pictures of 3 classes' in capsys.readouterr().out
     assert run('remove', built, '--images', str(tmp_path / 'more'), str(tmp_path / 'pictures' / 'cat')) == 0
     assert '8 pictures of 1 classes' in capsys.readouterr().out
+
+
+def test_images_to_try_it_with_are_unpacked_once(tmp_path, capsys, monkeypatch):
+    def missing(name, split, *_):
+        if name == 'cifar10':
+            raise DatasetNotFound('no data')
+        return data.Dataset(name, np.stack([pixels(1), pixels(2)]), np.array([1, 0]), ('a', 'b'), 'Noise.')
+
+    monkeypatch.setattr(data, 'load', missing)
+    to = tmp_path / 'unpacked'
+    assert run('unpack', f'--to={to}') == 0
+    assert 'The embedded digits instead of CIFAR-10: no data' in capsys.readouterr().out
+    assert sorted(str(path.relative_to(to)) for path in to.rglob('*.png')) == ['a/00001.png', 'b/00000.png']
+    np.testing.assert_array_equal(np.asarray(Image.open(to / 'b' / '00000.png')), pixels(1))
+    assert run('unpack', f'--to={to}') == 0
+    assert capsys.readouterr().out == ''
+    assert run('unpack', '--to=/proc/x') == 2
+    assert [path.name for path in tmp_path.iterdir()] == ['unpacked']
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,18 @@ python -m simclr_cifar.search query --index=INDEX --image=PICTURE -k 10
 import io
 import json
 import math
+import os
+import pathlib
+import shutil
 import sys
 import time
 import webbrowser
 
 import numpy as np
+from PIL import Image
 
 from simclr_cifar import commands, compiled
-from simclr_cifar.config import InputError
+from simclr_cifar.config import DatasetNotFound, InputError
 from simclr_cifar.search import pictures
 from simclr_cifar.search.encoder import Encoder, load_encoder
 from simclr_cifar.search.index import Index
@@ -88,6 +92,31 @@ def _serve(given) -> int:
     return 0
 
 
+def _unpack(given) -> int:
+    if given.to.exists():
+        return 0  # It was whole when it got its name.
+    from simclr_cifar import data
+
+    try:
+        dataset = data.load('cifar10', 'test', given.data_dir, given.cache_dir)
+    except DatasetNotFound as error:
+        print(f'The embedded digits instead of CIFAR-10: {error}')
+        dataset = data.load('digits', 'test')
+    partial = given.to.with_name(f'.{given.to.name}-{os.getpid()}')
+    try:
+        for name in dataset.class_names:
+            (partial / name).mkdir(parents=True)
+        for number, (image, label) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
+            Image.fromarray(image).save(partial / dataset.class_names[label] / f'{number:05}.png')
+        partial.rename(given.to)
+    except OSError as error:
+        raise InputError(f'--to={given.to}: cannot be written ({error.strerror}); choose another folder') from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f'{given.to}: {len(dataset.labels):,} pictures. {dataset.description}')
+    return 0
+
+
 def _queries(image: str, encoder: Encoder) -> tuple[list[str], np.ndarray]:
     """Returns the names of the pictures asked about, and themselves as the encoder takes them."""
     if image == '-':
@@ -156,6 +185,11 @@ def _parser() -> commands.Parser:
     serve = mode('serve', _serve, 'open a page to search with, on this machine alone')
     serve.add_argument('--port', type=int, default=8000, help='default: 8000; 0: any that is free')
     serve.add_argument('--no_browser', action='store_true', help='only print its address')
+    unpack = modes.add_parser('unpack', help="write CIFAR-10's test images, or the digits, as files to try it with")
+    unpack.set_defaults(function=_unpack)
+    unpack.add_argument('--to', required=True, type=pathlib.Path, metavar='FOLDER', help='which does not exist yet')
+    unpack.add_argument('--data_dir', help="TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default")
+    unpack.add_argument('--cache_dir', help='for decoded images; default: ~/.cache/simclr_cifar')
     return parser
 
 
