@@ -40,7 +40,7 @@ LEVELS = {
     12: ['search.pictures'],
     13: ['search.making'],
     14: ['search.index'],
-    15: ['search.server'],
+    15: ['search.server', 'search.gallery', 'search.duplicates'],
     16: ['search.__main__', 'search'],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import assert_holds_everything_itself
 from PIL import Image
 from search_folders import make_encoder, make_folder, pixels, write_picture
 
@@ -79,6 +80,22 @@ def test_a_folder_asks_for_each_of_its_pictures(built, tmp_path, capsys):
     assert 'Left out: ' in errors
 
 
+def test_a_gallery_is_one_file_that_shows_them(built, tmp_path, capsys):
+    write_picture(tmp_path / 'queries' / '<b>1.png', 1)
+    write_picture(tmp_path / 'queries' / '2.png', 99)
+    page = tmp_path / 'page.html'
+    query = ['query', built, f'--image={tmp_path / "queries"}', '-k', '3', f'--html={page}']
+    assert run(*query, '--threshold=0.9999') == 0
+    assert page.read_text().count('No match') == 2
+    assert run(*query, '--threshold=none') == 0
+    text = page.read_text()
+    assert_holds_everything_itself(text)
+    assert (text.count('<section>'), text.count('class="match"'), text.count('No match')) == (2, 6, 0)
+    assert '<b>1.png' not in text
+    assert '&lt;b&gt;1.png' in text
+    assert run('query', built, f'--image={tmp_path / "queries"}', '--html=/proc/x') == 2
+
+
 def test_no_match_is_said(built, tmp_path, capsys):
     path = write_picture(tmp_path / 'query.png', 99)
     assert run('query', built, f'--image={path}', '-k', '1', '--threshold=0.9999') == 0
@@ -123,6 +140,7 @@ def test_images_to_try_it_with_are_unpacked_once(tmp_path, capsys, monkeypatch):
         (['query', '--image=.', '-k', '13'], 'ask for 1 to 12'),
         (['query', '--image=.', '-k', '0'], 'ask for 1 to 12'),
         (['query', '--image=.', '-k', 'x'], '-k'),
+        (['query', '--image=.', '--json', '--html=x'], 'not allowed'),
         (['query', '--image=.', '--class=cow'], 'no such class'),
         (['query', '--image=.', '--threshold=nan'], '--threshold'),
         (['query', '--image=.', '--threshold=x'], '--threshold'),

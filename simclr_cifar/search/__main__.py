@@ -19,7 +19,7 @@ from PIL import Image
 
 from simclr_cifar import commands, compiled
 from simclr_cifar.config import DatasetNotFound, InputError
-from simclr_cifar.search import pictures
+from simclr_cifar.search import duplicates, gallery, pictures
 from simclr_cifar.search.encoder import Encoder, load_encoder
 from simclr_cifar.search.index import Index
 
@@ -59,10 +59,14 @@ def _query(given) -> int:
     index = Index.open(given.index, _encoder(given))
     threshold = {'auto': index.threshold, 'none': None}.get(given.threshold, given.threshold)
     names, queries = _queries(given.image, index.encoder)
-    embeddings = index.encoder.embed(queries)
-    found, nearness = index.look(embeddings, given.k, given.class_name)
+    found, nearness = index.look(index.encoder.embed(queries), given.k, given.class_name)
     if threshold is not None:
         found = [matches if near >= threshold else [] for matches, near in zip(found, nearness, strict=True)]
+    if given.html:
+        asked = [(name, None if name == '-' else gallery.preview(name)) for name in names]
+        gallery.write(given.html, asked, found)
+        print(f'Gallery: {given.html}')
+        return 0
     if given.json:
         answers = [
             {'image': name, 'matches': [match._asdict() for match in matches]}
@@ -72,11 +76,30 @@ def _query(given) -> int:
         return 0
     for name, matches, near in zip(names, found, nearness, strict=True):
         if len(names) > 1:
-            print(name)
+            print(_line(name))
         if not matches:
             print(f'no match: its 10th nearest picture is less similar ({near:.4f}) than {threshold:.4f}')
         for match in matches:
-            print(f'{match.similarity:.4f}  {match.class_name:12}  {match.path}')
+            print(_line(f'{match.similarity:.4f}  {match.class_name:12}  {match.path}'))
+    return 0
+
+
+def _line(text: str) -> str:
+    """Returns a text with a name in it, which may be of any bytes, as one line."""
+    return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _duplicates(given) -> int:
+    groups = duplicates.find(Index.open(given.index), given.similarity)
+    if given.json:
+        print(json.dumps([[match._asdict() for match in group] for group in groups], indent=2))
+        return 0
+    for group in groups:
+        for match in group:
+            print(_line(f'{match.similarity:.4f}  {match.path}'))
+        print()
+    pictures_in = sum(map(len, groups))
+    print(f'{len(groups):,} groups of copies, {pictures_in:,} pictures, {pictures_in - len(groups):,} more than needed')
     return 0
 
 
@@ -140,16 +163,19 @@ def _encoder(given) -> Encoder | None:
     return load_encoder(source) if source else None
 
 
-def _threshold(text: str) -> float | str:
-    if text in ('auto', 'none'):
-        return text
+def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError
     return value
 
 
-_threshold.__name__ = 'number, auto or none'  # As argparse names it.
+def _threshold(text: str) -> float | str:
+    return text if text in ('auto', 'none') else _number(text)
+
+
+# As argparse names them.
+_number.__name__, _threshold.__name__ = 'number', 'number, auto or none'
 
 
 def _parser() -> commands.Parser:
@@ -181,7 +207,17 @@ def _parser() -> commands.Parser:
         help="how similar the 10th nearest picture has to be: a number; auto, as those of 95 %% of the index's own "
         'pictures are; none, to see what is nearest whatever it is',
     )
-    query.add_argument('--json', action='store_true', help='print JSON')
+    shown = query.add_mutually_exclusive_group()
+    shown.add_argument('--json', action='store_true', help='print JSON')
+    shown.add_argument('--html', type=pathlib.Path, metavar='FILE', help='write a page that shows them')
+    copies = mode('duplicates', _duplicates, 'list pictures that are copies of each other')
+    copies.add_argument(
+        '--similarity',
+        type=_number,
+        default=duplicates.SIMILARITY,
+        help=f'of textures, from which on two are copies; default: {duplicates.SIMILARITY}',
+    )
+    copies.add_argument('--json', action='store_true', help='print JSON')
     serve = mode('serve', _serve, 'open a page to search with, on this machine alone')
     serve.add_argument('--port', type=int, default=8000, help='default: 8000; 0: any that is free')
     serve.add_argument('--no_browser', action='store_true', help='only print its address')

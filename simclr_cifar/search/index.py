@@ -147,6 +147,11 @@ class Index:
         """Returns how many pictures there are of each class, by name; of '' those that are in no sub-folder."""
         return dict(self._database.execute('SELECT class, count(*) FROM pictures GROUP BY class ORDER BY class'))
 
+    def same_content(self) -> list[list[int]]:
+        """Returns the rows of the pictures whose files are the same byte by byte, a list for each such file."""
+        grouped = 'SELECT group_concat(row) FROM pictures GROUP BY sha256 HAVING count(*) > 1 ORDER BY min(row)'
+        return [sorted(map(int, rows.split(','))) for (rows,) in self._database.execute(grouped)]
+
     def query(
         self, picture: Picture, k: int = 10, class_name: str | None = None, threshold: float | None = None
     ) -> list[Match]:
