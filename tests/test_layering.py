@@ -37,7 +37,7 @@ LEVELS = {
     10: ['main'],
     # Above all of them, so that none imports the search.
     11: ['search.encoder', 'search.nearest', 'search.store'],
-    12: ['search.pictures'],
+    12: ['search.pictures', 'search.approximate'],
     13: ['search.making'],
     14: ['search.index'],
     15: ['search.server', 'search.gallery', 'search.duplicates'],
@@ -61,6 +61,7 @@ ROOMS = {
     'jinja2': {'pages'},
     'onnx': {'onnx_graph'},
     'argparse': {'commands'},
+    'faiss': {'search.approximate'},
     'starlette': {'search.server'},
     'uvicorn': {'search.server'},
 }

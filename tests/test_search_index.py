@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 import signal
@@ -15,9 +14,8 @@ import pytest
 from image_files import bomb
 from search_folders import DIMENSIONS, make_encoder, make_folder, pixels, write_picture
 
-from simclr_cifar import files
 from simclr_cifar.config import InputError
-from simclr_cifar.search import Index, making, store
+from simclr_cifar.search import Index, approximate, making, store
 from simclr_cifar.search.encoder import BATCH
 
 
@@ -286,9 +284,9 @@ def test_damage_is_told(index, encoder, folder, name, how):
 
 
 def test_a_number_of_the_manifest_that_was_changed_is_told(index, encoder):
-    manifest = json.loads((index.path / 'manifest.json').read_text())
+    manifest = store.read_manifest(index.path)
     for field, value in (('format', 2), ('files', []), ('files', {'x': {'name': '../../etc/passwd', 'checksum': ''}})):
-        files.write_json(index.path / 'manifest.json', manifest | {field: value})
+        store.write_manifest(index.path, manifest | {field: value})
         with pytest.raises(InputError, match='build it again'):
             Index.open(index.path, encoder)
 
@@ -305,7 +303,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(index, encoder, folder, monkeypa
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(making.files, 'write_json', full)
+    monkeypatch.setattr(store, 'write_manifest', full)
     with pytest.raises(InputError, match='the disk is full; free some space, and run the same command again'):
         Index.build(index.path, encoder, folder)
     monkeypatch.undo()
@@ -341,6 +339,46 @@ def test_one_picture_is_an_index(tmp_path, encoder):
         index.query(pixels(2), k=2)
     with pytest.raises(InputError, match='the index has no such class'):
         index.query(pixels(2), k=1, class_name='cat')
+
+
+def test_a_graph_finds_nearly_all_and_tells_how_many(tmp_path, encoder, folder):
+    make_folder(folder, 600)
+    exact = Index.build(tmp_path / 'exact', encoder, folder)
+    index = Index.build(tmp_path / 'index', encoder, folder, ann=True)
+    queries = encoder.embed([pixels(number) for number in range(1000, 1100)])
+    found, wanted = ([[match.row for match in of_one] for of_one in one.search(queries, 10)] for one in (index, exact))
+    recall = np.mean([len(set(rows) & set(others)) / 10 for rows, others in zip(found, wanted, strict=True)])
+    assert index.manifest['graph']['recall'] >= 0.97
+    assert recall > 0.93
+    # It is searched at all, and goes with the index.
+    index._gallery = None
+    assert index.query(pixels(5), k=3)[0].similarity == pytest.approx(1)
+    added = index.add([write_picture(tmp_path / 'new.png', 2000)])
+    assert added.query(pixels(2000), k=1)[0].path.endswith('new.png')
+    assert added.manifest['graph']['width'] >= 16
+    # Of a class, and of more than it reaches, all the same.
+    assert {match.class_name for match in added.query(pixels(1), k=200, class_name='dog')} == {'dog'}
+    assert len(added.query(pixels(1), k=len(added))) == len(added)
+    assert sorted(path.name for path in index.path.glob('*.*')) == [
+        '.lock', 'embeddings-2.npy', 'graph-2.faiss', 'manifest.json', 'pictures-2.sqlite',
+    ]  # fmt: skip
+    damaged = bytearray((index.path / 'graph-2.faiss').read_bytes())
+    damaged[-100] ^= 1
+    (index.path / 'graph-2.faiss').write_bytes(damaged)
+    with pytest.raises(InputError, match='is damaged'):
+        Index.open(index.path, encoder)
+
+
+def test_a_graph_s_recall_is_measured(tmp_path, monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    narrow = approximate.make(rows, tmp_path / 'graph')
+    assert narrow['recall'] >= 0.97
+    monkeypatch.setattr(approximate, 'RECALL', 2)
+    assert approximate.make(rows, tmp_path / 'graph') == {'width': 1024, 'recall': pytest.approx(1, abs=0.002)}
+    monkeypatch.setattr(approximate, '_WIDTHS', (1,))
+    monkeypatch.setattr(approximate.Approximate, 'top_k', lambda self, queries, k: (None, np.zeros((len(queries), k))))
+    assert approximate.make(rows, tmp_path / 'graph')['recall'] < 0.01
 
 
 def test_arrays_of_another_shape_are_refused(index):

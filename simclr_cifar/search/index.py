@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from simclr_cifar.config import InputError
-from simclr_cifar.search import making, nearest, pictures, store
+from simclr_cifar.search import approximate, making, nearest, pictures, store
 from simclr_cifar.search.encoder import Encoder, Picture, load_encoder
 from simclr_cifar.search.pictures import File
 
@@ -43,6 +43,9 @@ class Index:
         self._gallery = nearest.prepared(self.embeddings)
         self._database = store.connect(names['pictures'], read_only=True)
         self._rows_of_classes = {}
+        self._graph = None
+        if 'graph' in names:
+            self._graph = approximate.Approximate(names['graph'], self.manifest['graph']['width'])
         self.threshold = self.manifest['threshold']
 
     @classmethod
@@ -60,7 +63,12 @@ class Index:
 
     @classmethod
     def build(
-        cls, path: str | os.PathLike, encoder: Encoder, folder: str | os.PathLike, progress: bool = False
+        cls,
+        path: str | os.PathLike,
+        encoder: Encoder,
+        folder: str | os.PathLike,
+        progress: bool = False,
+        ann: bool = False,
     ) -> Self:
         """Makes a directory the index of a folder's pictures, as they are now; embeds only those new or changed.
 
@@ -69,6 +77,8 @@ class Index:
           encoder: to embed with.
           folder: with pictures, in sub-folders of their classes where these are known.
           progress: whether a bar is shown on standard error.
+          ann: whether neighbours are searched in a graph (see `approximate`), which is worth its while from about a
+            million pictures on; manifest['graph'] tells its recall.
 
         Raises:
           InputError: no picture is in the folder; the directory cannot be written, is held by another process, or holds
@@ -80,7 +90,7 @@ class Index:
             if store.manifest_path(path).exists():
                 present = store.read_manifest(path)
                 _require_same(path, present, encoder)
-            left_out = others + making.make(path, encoder, present, wanted, [os.fspath(folder)], progress)
+            left_out = others + making.make(path, encoder, present, wanted, [os.fspath(folder)], progress, ann)
         return cls(path, encoder, left_out)
 
     def add(self, sources: Iterable[str | os.PathLike], progress: bool = False) -> Self:
@@ -119,7 +129,9 @@ class Index:
             wanted = sorted(change(there).values())
             before = present['data']['sources']
             all_sources = before + [os.fspath(source) for source in sources if os.fspath(source) not in before]
-            left_out = left_out + making.make(self.path, self.encoder, present, wanted, all_sources, progress)
+            left_out = left_out + making.make(
+                self.path, self.encoder, present, wanted, all_sources, progress, bool(present['graph'])
+            )
         return type(self)(self.path, self.encoder, left_out)
 
     @property
@@ -190,13 +202,20 @@ class Index:
             of_class = '' if class_name is None else f' of class {class_name!a}'
             raise InputError(f'-k {k}: the index has {there} pictures{of_class}; ask for 1 to {there}')
         rank = min(making.RANK, len(self))
-        similarities, found = nearest.top_k(embeddings, self._gallery, rank if rows is not None else max(k, rank))
+        similarities, found = self._nearest(embeddings, rank if rows is not None else max(k, rank))
         nearness = similarities[:, rank - 1]
         if rows is not None:
             similarities, found = nearest.top_k(embeddings, self.embeddings[rows], k)
             found = rows[found]
         pairs = zip(similarities[:, :k].tolist(), found[:, :k].tolist(), strict=True)
         return [[self.match(row, near) for near, row in zip(*of_one, strict=True)] for of_one in pairs], nearness
+
+    def _nearest(self, embeddings: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._graph:
+            similarities, rows = self._graph.top_k(embeddings, k)
+            if np.all(rows >= 0):  # It found as many.
+                return similarities, rows
+        return nearest.top_k(embeddings, self._gallery, k)
 
     def match(self, row: int, similarity: float = 1.0) -> Match:
         """Returns what the index knows of one of its pictures, as like one as is said."""

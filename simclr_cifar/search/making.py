@@ -11,9 +11,8 @@ import numpy as np
 import tqdm
 from numpy.lib import format as npy
 
-from simclr_cifar import files
 from simclr_cifar.config import InputError
-from simclr_cifar.search import nearest, pictures, store
+from simclr_cifar.search import approximate, nearest, pictures, store
 from simclr_cifar.search.encoder import Encoder
 from simclr_cifar.search.pictures import File
 
@@ -43,6 +42,7 @@ def make(
     wanted: Sequence[File],
     sources: Sequence[str],
     progress: bool,
+    ann: bool,
 ) -> list[str]:
     """Makes the index of the wanted files the present one; embeds those that it does not have as they are.
 
@@ -53,6 +53,7 @@ def make(
       wanted: by path, each once.
       sources: where they are from, for the manifest.
       progress: whether a bar is shown on standard error.
+      ann: whether a graph for an approximate search is made, too.
 
     Returns:
       A line about each file that is no picture.
@@ -71,6 +72,7 @@ def make(
         _embed(upcoming, missing, encoder, progress)
         number = present['number'] + 1 if present else 1
         names = {'embeddings': f'embeddings-{number}.npy', 'pictures': f'pictures-{number}.sqlite'}
+        names |= {'graph': f'graph-{number}.faiss'} if ann else {}
         partial = {kind: path / f'.{name}' for kind, name in names.items()}
         try:
             count, left_out, digest = _write_pictures(partial['pictures'], before, upcoming, wanted, rows)
@@ -81,6 +83,7 @@ def make(
             shape = count, encoder.embedding_dim
             _write_embeddings(partial['embeddings'], old, upcoming, wanted, rows, shape)
             embeddings = np.load(partial['embeddings'], mmap_mode='r', allow_pickle=False)
+            graph = approximate.make(embeddings, partial['graph']) if ann else None
             manifest = {
                 'format': store.FORMAT,
                 'number': number,
@@ -90,18 +93,19 @@ def make(
                 'left_out': len(left_out),
                 'rank': min(RANK, len(embeddings) - 1),
                 'threshold': calibrated(embeddings),
+                'graph': graph,
                 'files': {
                     kind: {'name': names[kind], 'checksum': store.checksum(file)} for kind, file in partial.items()
                 },
             }
             for kind, file in partial.items():
                 file.rename(path / names[kind])
-            files.write_json(store.manifest_path(path), manifest)
+            store.write_manifest(path, manifest)
         finally:
             for file in partial.values():
                 file.unlink(missing_ok=True)
     for file in path.iterdir():  # Of states before; a process that has them open goes on with them.
-        if file.name.startswith(('embeddings-', 'pictures-', store.NEXT)) and file.name not in names.values():
+        if file.name.startswith(('embeddings-', 'pictures-', 'graph-', store.NEXT)) and file.name not in names.values():
             file.unlink()
     return left_out
 

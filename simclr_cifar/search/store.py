@@ -49,12 +49,23 @@ def read_manifest(path: pathlib.Path) -> dict:
                 f'{_FLAG}={path}: is of another version (format {manifest["format"]}, now {FORMAT}); delete it and '
                 'build it again'
             )
+        if manifest.pop('checksum') != _checksum(manifest):
+            raise ValueError('manifest.json was changed')
         for file in manifest['files'].values():
             if checksum(path / file['name']) != file['checksum']:
                 raise ValueError(f'{file["name"]} was changed')
         return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{_FLAG}={path}: is damaged ({error}); delete it and build it again') from error
+
+
+def write_manifest(path: pathlib.Path, manifest: dict) -> None:
+    """Makes the files that a manifest names the present ones, and the manifest what `read_manifest` returns."""
+    files.write_json(manifest_path(path), manifest | {'checksum': _checksum(manifest)})
+
+
+def _checksum(manifest: dict) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
 def checksum(path: pathlib.Path) -> str:

@@ -1,0 +1,65 @@
+"""Nearly the most similar rows of very many, in a fraction of the time: a graph of neighbours, by faiss.
+
+Hierarchical navigable small worlds (Malkov and Yashunin, 2016, arXiv:1603.09320). How wide it searches is chosen when
+it is made, so that it finds enough of what an exact search finds, and how much that is is measured.
+"""
+
+import pathlib
+
+import numpy as np
+
+from simclr_cifar.config import InputError
+from simclr_cifar.search import nearest
+
+RECALL = 0.97  # of the _K nearest, which a wide enough search is to find
+_K = 10
+_TRIED = 500  # rows, whose own neighbours are searched
+_LINKS, _WIDTH_MADE = 32, 80
+_WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
+_ROWS_AT_ONCE = 2**16
+
+
+class Approximate:
+    """A graph over the rows, searched as wide as is said."""
+
+    def __init__(self, path: pathlib.Path, width: int):
+        self._graph, self._width = _faiss().read_index(str(path)), width
+
+    def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what `nearest.top_k` does, or nearly; rows that were not found, at the end, are -1."""
+        # A search returns no more than it is wide.
+        parameters = _faiss().SearchParametersHNSW(efSearch=max(self._width, k))
+        similarities, rows = self._graph.search(np.ascontiguousarray(queries, np.float32), k, params=parameters)
+        return similarities, rows.astype(np.int32)
+
+
+def make(embeddings: np.ndarray, path: pathlib.Path) -> dict[str, float]:
+    """Writes a graph over the rows, float32 [N, D]; returns its width and its recall, the share of the nearest found.
+
+    Raises:
+      InputError: faiss is not installed.
+    """
+    faiss = _faiss()
+    graph = faiss.IndexHNSWFlat(embeddings.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = _WIDTH_MADE
+    for first in range(0, len(embeddings), _ROWS_AT_ONCE):
+        graph.add(np.ascontiguousarray(embeddings[first : first + _ROWS_AT_ONCE]))
+    faiss.write_index(graph, str(path))
+    del graph
+    queries = np.array(embeddings[np.unique(np.linspace(0, len(embeddings) - 1, _TRIED).astype(int))])
+    k = min(_K, len(embeddings))
+    _, wanted = nearest.top_k(queries, embeddings, k)
+    for width in _WIDTHS:
+        _, found = Approximate(path, width).top_k(queries, k)
+        recall = float(np.mean([len(np.intersect1d(*both)) / k for both in zip(found, wanted, strict=True)]))
+        if recall >= RECALL:
+            break
+    return {'width': width, 'recall': recall}
+
+
+def _faiss():
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError('--ann: needs faiss; pip install -r requirements-search.txt') from error
+    return faiss
