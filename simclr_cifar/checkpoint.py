@@ -1,5 +1,7 @@
 """Checkpoints of the training state. The only module that knows Orbax."""
 
+import contextlib
+import ctypes
 import hashlib
 import json
 import logging
@@ -222,6 +224,7 @@ class Saver:
             self._saving = None
             raise
         self._saving = None
+        _return_memory()
         for epoch in set(saved_epochs(self.directory)[: -self._keep]) - set(self._milestones):
             # Renamed first, as half a checkpoint under its own name would be taken for a damaged one.
             deleted = (self.directory / str(epoch)).rename(self.directory / f'{epoch}-deleted')
@@ -232,6 +235,12 @@ class Saver:
 
     def __exit__(self, *exception):
         self.wait()
+
+
+def _return_memory() -> None:
+    """Gives back what is free: a save scatters tens of kB over its threads' heaps, where glibc would keep them."""
+    with contextlib.suppress(AttributeError):  # Where there is another C library.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _require_space(directory: pathlib.Path, num_bytes: int) -> None:
