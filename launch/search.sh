@@ -22,10 +22,18 @@ case "${1:-}" in
     python -m simclr_cifar.search unpack --to="$folder"
     ;;
   *)
-    folder=$(cd "$from" && realpath -- "$1")
+    folder=$(cd "$from" && realpath --canonicalize-missing -- "$1")
     shift
     ;;
 esac
-index=indices/$(basename -- "$folder" | tr -c '[:alnum:]\n' -)-$(printf %s "$folder" | cksum | cut -d ' ' -f 1)
-python -m simclr_cifar.search build --checkpoint="${CHECKPOINT:-weights/fast}" --images="$folder" --index="$index"
+checkpoint=weights/fast
+if [ -n "${CHECKPOINT:-}" ]; then
+  checkpoint=$(cd "$from" && realpath --canonicalize-missing -- "$CHECKPOINT")
+fi
+# An index is of one folder and one encoder.
+index=indices/$(basename -- "$folder" | tr -c '[:alnum:]\n' -)-$({
+  printf '%s\n' "$folder" "$checkpoint"
+  cat "$checkpoint/weights.npz" 2>/dev/null || true
+} | cksum | cut -d ' ' -f 1)
+python -m simclr_cifar.search build --checkpoint="$checkpoint" --images="$folder" --index="$index"
 exec python -m simclr_cifar.search serve --index="$index" "$@"

@@ -1,6 +1,7 @@
 """Programs with sub-commands or few flags: bad input is answered in one line, with exit status 2."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -30,8 +31,15 @@ class Parser(argparse.ArgumentParser):
 def answered(command: Callable[..., int], *arguments) -> int:
     """Returns the exit status of a command, which is told in one line where its input is bad."""
     try:
-        return command(*arguments)
+        status = command(*arguments)
+        sys.stdout.flush()
+        return status
     except InputError as error:
         return fail(error, BAD_INPUT)
+    except ModuleNotFoundError as error:
+        return fail(f'{error.name} is not installed; pip install -r requirements-search.txt', BAD_INPUT)
+    except BrokenPipeError:  # Who reads has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return fail('stopped; what was finished is kept', 130)

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -54,14 +55,32 @@ def decode(file: BinaryIO, image_size: int = 0) -> np.ndarray:
 def preview(file: BinaryIO, longest: int) -> bytes:
     """Returns the whole image in a file, as a WebP with no side longer than so many pixels; errors as of `decode`."""
     small = io.BytesIO()
-    fit = functools.partial(ImageOps.contain, size=(longest, longest), method=Image.Resampling.BICUBIC)
-    image = _opened(file, longest, lambda image: fit(image) if max(image.size) > longest else image)
-    image.save(small, 'webp', quality=_PREVIEW_QUALITY)
+
+    def fit(image):
+        scale = min(longest / max(image.size), 1)
+        size = tuple(max(round(scale * side), 1) for side in image.size)
+        return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+    _opened(file, longest, fit).save(small, 'webp', quality=_PREVIEW_QUALITY)
     return small.getvalue()
 
 
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file that may be no image, nor anything else that can be read to its end.
+
+    Raises:
+      BrokenImage: it is no regular file.
+      OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # A pipe would be waited for.
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, 'rb')
+    os.close(descriptor)
+    raise BrokenImage('not a file')
+
+
 def _opened(file: BinaryIO, needed: int, fit: Callable[[Image.Image], Image.Image] | None) -> Image.Image:
-    """Returns the image, upright, in colours and fitted to what is needed of it, pixels of its shorter side."""
+    """Returns the image, upright, in colours, and fitted, where so many pixels a side are needed of it."""
     try:
         image = Image.open(file, formats=_FORMATS)
         pixels = image.width * image.height
@@ -70,7 +89,9 @@ def _opened(file: BinaryIO, needed: int, fit: Callable[[Image.Image], Image.Imag
         if fit:
             # A JPEG far larger than needed is decoded at an eighth to a half of its size, in a fraction of the time.
             image.draft(None, (_MARGIN * needed, _MARGIN * needed))
-        with _ONE_LARGE if image.width * image.height > _LARGE_PIXELS else contextlib.nullcontext():
+        # Of a progressive JPEG all is held, however small it is decoded.
+        held = pixels if image.info.get('progressive') else image.width * image.height
+        with _ONE_LARGE if held > _LARGE_PIXELS else contextlib.nullcontext():
             image = _rgb(ImageOps.exif_transpose(image))
             return fit(image) if fit else image
     except (BrokenImage, MemoryError):

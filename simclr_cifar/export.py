@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from simclr_cifar import commands, files, onnx_graph, trained
-from simclr_cifar import config as config_lib
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder
 from simclr_cifar.trained import Trained
@@ -36,9 +35,6 @@ def export(run: RunFolder, to: pathlib.Path, epoch: int | None = None) -> dict:
       InputError: there is no such run, the folder cannot be written, or the encoder does what has no ONNX form.
     """
     encoder = trained.load(run, epoch)
-    # Half precision is a way to be fast on one platform, not part of the function.
-    with encoder.config.unlocked():
-        encoder.config.compute_dtype = 'float32'
     about = _about(run, encoder)
     try:
         model = onnx_graph.trace(encoder.embed, encoder.image_shape, np.uint8, {'about': json.dumps(about)})
@@ -70,7 +66,7 @@ def _about(run: RunFolder, encoder: Trained) -> dict:
         'images': described.get('images', {}),
         'epoch': encoder.epoch,
         'scores': {name: figures[f'test/{name}'] for name in _SCORES if f'test/{name}' in figures},
-        'config': config_lib.to_json(encoder.config),
+        'config': run.read_config(),
         'versions': described.get('versions', {}),
         'git_commit': described.get('git_commit', ''),
     }
@@ -152,11 +148,14 @@ people from each other, nor for decisions about them. Fingerprint {about['finger
 def main(arguments: list[str]) -> int:
     """Exports as the flags say and returns the exit status."""
     parser = commands.Parser(prog='python -m simclr_cifar.export', description=__doc__)
-    parser.add_argument('--checkpoint', required=True, metavar='RUN', help="the run's folder, as weights/fast")
+    parser.add_argument(
+        '--checkpoint', required=True, type=pathlib.Path, metavar='RUN', help="the run's folder, as weights/fast"
+    )
     parser.add_argument('--to', required=True, type=pathlib.Path, metavar='DIR', help='the folder to write')
     parser.add_argument('--epoch', type=int, help='default: the one of its figures, or the last')
     given = parser.parse_args(arguments)
-    about = export(RunFolder(given.checkpoint, '--checkpoint'), given.to, given.epoch)
+    run = RunFolder(given.checkpoint.expanduser(), '--checkpoint')
+    about = export(run, given.to.expanduser(), given.epoch)
     difference = about['largest_difference']
     print(f"{given.to}: encoder.onnx, {difference:.0e} away from JAX's embeddings, encoder.stablehlo, a card")
     return 0

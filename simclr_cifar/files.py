@@ -168,7 +168,11 @@ class RunFolder(Folder):
         Raises:
           InputError: it is missing or unreadable.
         """
-        return self._read_packed(self.weights, 'train again, or get it again')
+        remedy = 'train again, or get it again'
+        arrays = self._read_packed(self.weights, remedy)
+        if 'epoch' not in arrays:
+            raise InputError(f'{self.flag}={self.path}: {self.weights.name} holds no epoch; {remedy}')
+        return arrays
 
     def _read_packed(self, path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
         try:

@@ -46,8 +46,16 @@ _ELEMENTWISE = {
     'tanh': 'Tanh',
 }
 _REDUCTIONS = {'reduce_max': 'ReduceMax', 'reduce_min': 'ReduceMin', 'reduce_sum': 'ReduceSum'}
-# Those that hold a function of their own, under one of these names.
-_CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
+# Those that are no more than the function that they hold, by the name it has among their parameters.
+_CALLS = {
+    'jit': 'jaxpr',
+    'pjit': 'jaxpr',
+    'closed_call': 'call_jaxpr',
+    'checkpoint': 'jaxpr',
+    'remat2': 'jaxpr',
+    'custom_jvp_call': 'call_jaxpr',
+    'custom_vjp_call': 'call_jaxpr',
+}
 
 
 class NoForm(Exception):
@@ -68,10 +76,12 @@ def trace(function: Callable, shape: tuple[int, ...], dtype, about: dict[str, st
     """
     (batch,) = jax.export.symbolic_shape(BATCH)
     closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((batch, *shape), dtype))
+    (out,) = closed.out_avals
+    if not out.shape or (out.shape[0] is not batch and out.shape[0] != batch):
+        raise NoForm('a result that is not one row for each example')
     graph = _Graph()
     (result,) = graph.convert(closed.jaxpr, closed.consts, ['images'])
     graph.nodes.append(helper.make_node('Identity', [graph.name(result)], ['embeddings']))
-    (out,) = closed.out_avals
     inputs, outputs = (
         helper.make_tensor_value_info(name, _TYPES[aval.dtype.name], [BATCH, *aval.shape[1:]])
         for name, aval in (('images', closed.in_avals[0]), ('embeddings', out))
@@ -83,7 +93,10 @@ def trace(function: Callable, shape: tuple[int, ...], dtype, about: dict[str, st
         producer_name='simclr_cifar',
     )
     helper.set_model_props(model, about)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise NoForm(str(error).splitlines()[0]) from error
     return model
 
 
@@ -123,8 +136,8 @@ class _Graph:
 
     def _convert_equation(self, equation, inputs) -> list:
         primitive, parameters = equation.primitive.name, equation.params
-        inner = next((parameters[name] for name in _CALLS if name in parameters), None)
-        if inner is not None:
+        if primitive in _CALLS:
+            inner = parameters[_CALLS[primitive]]
             closed = isinstance(inner, core.ClosedJaxpr)
             return self.convert(inner.jaxpr if closed else inner, inner.consts if closed else [], inputs)
         if not any(isinstance(value, str) for value in inputs):
@@ -133,6 +146,8 @@ class _Graph:
         if primitive == 'optimization_barrier':
             return inputs
         if primitive in _ELEMENTWISE:
+            if primitive in ('and', 'or', 'not') and equation.outvars[0].aval.dtype != bool:
+                raise NoForm(f'{primitive} of numbers')
             return [self.add(_ELEMENTWISE[primitive], *inputs)]
         if primitive in _REDUCTIONS:
             axes = np.array(parameters['axes'], np.int64)
@@ -143,6 +158,9 @@ class _Graph:
         return [form(equation, *inputs)]
 
     def _convert_element_type(self, equation, value):
+        before, after = equation.invars[0].aval.dtype, np.dtype(equation.params['new_dtype'])
+        if after.name not in _TYPES or (after.kind == 'u' and before.kind != 'b'):
+            raise NoForm(f'{before.name} to {after.name}')
         return self.add('Cast', value, to=_TYPES[np.dtype(equation.params['new_dtype']).name])
 
     def _copy(self, equation, value):
@@ -163,7 +181,10 @@ class _Graph:
     def _erfc(self, equation, value):
         return self.add('Sub', np.float32(1), self.add('Erf', value))
 
-    def _select_n(self, equation, which, if_false, if_true):
+    def _select_n(self, equation, which, *cases):
+        if len(cases) != 2:
+            raise NoForm('select_n of other than two cases')
+        if_false, if_true = cases
         return self.add('Where', which, if_true, if_false)
 
     def _reshape(self, equation, value):
@@ -238,6 +259,8 @@ class _Graph:
         layout = parameters['dimension_numbers']
         if isinstance(kernel, str) or set(parameters['lhs_dilation']) != {1} or parameters['batch_group_count'] != 1:
             raise NoForm('conv_general_dilated other than with a fixed kernel')
+        if min(min(sides) for sides in parameters['padding']) < 0:
+            raise NoForm('conv_general_dilated that cuts off')
         to_channels_first, kernel_layout, out = layout.lhs_spec, layout.rhs_spec, layout.out_spec
         convolved = self.add(
             'Conv',

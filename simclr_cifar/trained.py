@@ -16,7 +16,7 @@ from simclr_cifar.files import RunFolder
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """An encoder with the weights of one epoch.
+    """An encoder with the weights of one epoch, which computes in float32 whatever it was trained in.
 
     Attributes:
       config: the run's.
@@ -57,15 +57,26 @@ def load(run: RunFolder, epoch: int | None = None) -> Trained:
       InputError: there is no run, no such checkpoint, or it is damaged.
     """
     described, config = run.read_json(run.config), config_lib.from_json(run.read_config())
-    if 'image_shape' not in described:
+    shape, class_names = (described.get(name) for name in ('image_shape', 'class_names'))
+    if not _are(shape, int) or len(shape) != 3 or min(shape) < 1:
         raise InputError(
             f'{run.flag}={run.path}: config.json does not tell the shape of its images; add it, as '
             '"image_shape": [32, 32, 3]'
         )
-    epoch, shape = checkpoint.evaluated_epoch(run, epoch, '--epoch'), tuple(described['image_shape'])
+    if not _are(class_names, str):
+        raise InputError(
+            f'{run.flag}={run.path}: config.json does not tell its "class_names"; give the folder of a run'
+        )
+    epoch, shape = checkpoint.evaluated_epoch(run, epoch, '--epoch'), tuple(shape)
+    with config.unlocked():
+        config.compute_dtype = 'float32'
     like = jax.eval_shape(lambda: step.init_state(config, np.zeros((1, *shape), np.uint8), config.seed))
     state = checkpoint.read_evaluated(run, epoch, like)
     variables = jax.tree.map(np.asarray, state.average or state.variables)
-    depends = f'{config.encoder} {config.representation} {config.flip_averaging} {config.compute_dtype} {shape} '
+    depends = f'{config.encoder} {config.representation} {config.flip_averaging} {shape} '
     digest = hashlib.sha256((depends + checkpoint.digest(variables)).encode())
-    return Trained(config, variables, epoch, shape, described['class_names'], digest.hexdigest()[:16])
+    return Trained(config, variables, epoch, shape, class_names, digest.hexdigest()[:16])
+
+
+def _are(values, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)

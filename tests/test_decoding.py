@@ -1,11 +1,12 @@
 """Image files of anyone's making: what a person sees, or why there is nothing to see."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 from image_files import RED, WHITE, animated, bomb, encoded, grey_16_bits, palette
-from PIL import Image
+from PIL import Image, ImageOps
 
 from simclr_cifar import decoding
 
@@ -79,3 +80,32 @@ def test_what_is_no_image_says_why(kind):
     content, said = BROKEN[kind]
     with pytest.raises(decoding.BrokenImage, match=said):
         decoding.decode(io.BytesIO(content))
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_as_if_it_were_not():
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8))
+    file = io.BytesIO()
+    smooth.resize((900, 700), Image.Resampling.BICUBIC).save(file, 'JPEG', quality=95)
+    whole = ImageOps.fit(Image.open(file).convert('RGB'), (32, 32), Image.Resampling.BICUBIC)
+    assert np.abs(decoding.decode(file, 32).astype(float) - np.asarray(whole)).mean() < 4
+
+
+SIZES = [((3000, 1), (64, 1)), ((1, 3000), (1, 64)), ((128, 64), (64, 32)), ((9, 5), (9, 5))]
+
+
+@pytest.mark.parametrize(('size', 'expected'), SIZES)
+def test_a_preview_is_whole_and_small(size, expected):
+    preview = decoding.preview(io.BytesIO(encoded(size=size)), 64)
+    with Image.open(io.BytesIO(preview), formats=['WEBP']) as image:
+        assert image.size == expected
+        assert np.abs(np.asarray(image.convert('RGB'), float) - RED).max() < 12
+
+
+def test_what_is_no_regular_file_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(decoding.BrokenImage, match='not a file'):
+        decoding.open_file(tmp_path / 'pipe')
+    with pytest.raises(decoding.BrokenImage, match='not a file'):
+        decoding.open_file(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        decoding.open_file(tmp_path / 'missing')

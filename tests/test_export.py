@@ -55,7 +55,6 @@ def test_the_files_hold_the_encoder_and_tell_of_it(tmp_path, capsys):
     assert export.main([f'--checkpoint={run.path}', f'--to={to}']) == 0
     assert str(to) in capsys.readouterr().out
     encoder = trained.load(run)
-    encoder.config.compute_dtype = 'float32'
     expected = np.asarray(jax.jit(encoder.embed)(IMAGES))
 
     session = onnxruntime.InferenceSession(to / 'encoder.onnx', providers=['CPUExecutionProvider'])
@@ -86,13 +85,13 @@ def test_figures_of_another_epoch_are_not_told(tmp_path):
 
 
 def test_a_fingerprint_is_of_all_that_an_embedding_depends_on(tmp_path):
+    same = [{}, {'num_epochs': 3, 'compute_dtype': 'bfloat16'}]  # Which change no embedding of these weights.
+    others = [{'flip_averaging': True}, {'representation': 'features'}, {'embedding_dim': 9}]
     prints = [
         trained.load(made_run(tmp_path / str(number), **fields)[0]).fingerprint
-        for number, fields in enumerate(
-            [{}, {'num_epochs': 3}, {'flip_averaging': True}, {'representation': 'features'}, {'embedding_dim': 9}]
-        )
+        for number, fields in enumerate(same + others)
     ]
-    assert prints[0] == prints[1]  # Which changes no embedding of these weights.
+    assert prints[0] == prints[1]
     assert len(set(prints[1:])) == 4
     run, _, state = made_run(tmp_path / 'other')
     checkpoint.save_weights(run, 7, state.replace(variables=jax.tree.map(lambda leaf: leaf + 1e-3, state.variables)))
@@ -118,9 +117,17 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, monkeypatch):
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith('error: ')
         assert said in line
-    del old['image_shape']
+    for field, values in (
+        ('image_shape', (None, 'x', [32, 32], [0, 0, 3], [32.0, 32, 3])),
+        ('class_names', (None, 'x', [1])),
+    ):
+        for value in values:
+            files.write_json(run.config, old | {field: value})
+            with pytest.raises(InputError, match=f'"{field}"'):
+                trained.load(run)
     files.write_json(run.config, old)
-    with pytest.raises(InputError, match='"image_shape": '):
+    files.write_arrays(run.weights, {'a': np.zeros(3)})
+    with pytest.raises(InputError, match='holds no epoch'):
         trained.load(run)
 
 

@@ -87,10 +87,13 @@ def test_a_folder_is_indexed_and_served(checkout, tmp_path):
     result, calls = launch(checkout, 'search.sh', str(pictures), '--port=8001', CHECKPOINT='runs/mine')
     assert result.returncode == 0, result.stderr
     build, serve = calls[-2:]
-    assert build.startswith(f'-m simclr_cifar.search build --checkpoint=runs/mine --images={pictures} --index=')
+    assert build.startswith(f'-m simclr_cifar.search build --checkpoint=/runs/mine --images={pictures} --index=')
     index = build.rpartition('--index=')[2]
     assert index.startswith('indices/my-pictures-')
     assert serve == f'-m simclr_cifar.search serve --index={index} --port=8001'
+    _, calls = launch(checkout, 'search.sh', str(pictures))
+    assert calls[-1].startswith('-m simclr_cifar.search serve --index=indices/my-pictures-')
+    assert index not in calls[-1]  # Of another encoder.
     _, calls = launch(checkout, 'search.sh', '--no_browser')
     unpack, build, serve = calls[-3:]
     assert unpack == '-m simclr_cifar.search unpack --to=indices/pictures'

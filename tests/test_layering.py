@@ -36,12 +36,13 @@ LEVELS = {
     9: ['study'],
     10: ['main'],
     # Above all of them, so that none imports the search.
-    11: ['search.encoder', 'search.nearest', 'search.store'],
+    11: ['search.encoder', 'search.nearest'],
     12: ['search.pictures', 'search.approximate'],
-    13: ['search.making'],
-    14: ['search.index'],
-    15: ['search.server', 'search.gallery', 'search.duplicates'],
-    16: ['search.__main__', 'search'],
+    13: ['search.store'],
+    14: ['search.making'],
+    15: ['search.index'],
+    16: ['search.server', 'search.gallery', 'search.duplicates'],
+    17: ['search.__main__', 'search'],
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 PATHS = {

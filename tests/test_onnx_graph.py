@@ -74,6 +74,13 @@ def test_operations_are_as_jax_s(function):
     [
         (lambda x: jnp.sort(x), 'sort'),
         (lambda x: x[:, ::2], 'gather'),
+        (lambda x: lax.fori_loop(0, 3, lambda _, y: 2 * y, x), 'scan'),
+        (lambda x: lax.while_loop(lambda y: y.sum() < 0, lambda y: 2 * y, x), 'while'),
+        (lambda x: x.astype(jnp.bfloat16), 'bfloat16'),
+        (lambda x: x.astype(jnp.uint8), 'uint8'),
+        (lambda x: x.astype(jnp.int32) & 3, 'and'),
+        (lambda x: lax.select_n(x.astype(jnp.int32) % 3, x, 2 * x, 3 * x), 'rem|select_n'),
+        (lambda x: jnp.ones((4, 6)), 'one row for each example'),
         (lambda x: jnp.einsum('bij,bkj->bik', x, x), 'dot_general'),
     ],
 )

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -14,6 +17,8 @@ from simclr_cifar import commands, data
 from simclr_cifar.config import DatasetNotFound
 from simclr_cifar.search import __main__ as search
 from simclr_cifar.search import index as indices
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +39,7 @@ def built(tmp_path, capsys):
     index = f'--index={tmp_path / "index"}'
     assert run('build', '--checkpoint=run', f'--images={tmp_path / "pictures"}', index) == 0
     output, errors = capsys.readouterr()
-    assert '12 pictures of 2 classes, 1 files left out' in output
+    assert '12 pictures of 2 classes, 12 new, 0 gone, 1 files left out' in output
     assert 'Left out: ' in errors
     assert 'broken.png' in errors
     return index
@@ -107,9 +112,9 @@ def test_no_match_is_said(built, tmp_path, capsys):
 def test_add_and_remove(built, tmp_path, capsys):
     write_picture(tmp_path / 'more' / 'cow' / 'a.png', 40)
     assert run('add', built, f'--images={tmp_path / "more"}') == 0
-    assert '13 pictures of 3 classes' in capsys.readouterr().out
+    assert '13 pictures of 3 classes, 1 new, 0 gone' in capsys.readouterr().out
     assert run('remove', built, '--images', str(tmp_path / 'more'), str(tmp_path / 'pictures' / 'cat')) == 0
-    assert '8 pictures of 1 classes' in capsys.readouterr().out
+    assert '8 pictures of 1 classes, 0 new, 5 gone' in capsys.readouterr().out
 
 
 def test_images_to_try_it_with_are_unpacked_once(tmp_path, capsys, monkeypatch):
@@ -125,7 +130,7 @@ def test_images_to_try_it_with_are_unpacked_once(tmp_path, capsys, monkeypatch):
     assert sorted(str(path.relative_to(to)) for path in to.rglob('*.png')) == ['a/00001.png', 'b/00000.png']
     np.testing.assert_array_equal(np.asarray(Image.open(to / 'b' / '00000.png')), pixels(1))
     assert run('unpack', f'--to={to}') == 0
-    assert capsys.readouterr().out == ''
+    assert 'is there already' in capsys.readouterr().out
     assert run('unpack', '--to=/proc/x') == 2
     assert [path.name for path in tmp_path.iterdir()] == ['unpacked']
 
@@ -152,6 +157,7 @@ def test_images_to_try_it_with_are_unpacked_once(tmp_path, capsys, monkeypatch):
         (['add', '--images=missing'], 'No such file'),
         (['remove', '--images=missing'], 'none of it is in the index'),
         (['remove', '--images=.'], 'delete the directory'),
+        (['query', '--image=.', '--encoder=x', '--checkpoint=y'], 'not allowed'),
         (['find'], 'invalid choice'),
         ([], 'MODE'),
     ],
@@ -172,10 +178,50 @@ def test_bad_input_is_answered_in_one_line(built, tmp_path, capsys, monkeypatch,
     assert [entry for entry in after if entry[0] != '.lock'] == [entry for entry in before if entry[0] != '.lock']
 
 
+def test_fewer_than_ten_are_shown_where_there_are_no_more(built, tmp_path, capsys):
+    picture = write_picture(tmp_path / 'query.png', 7)
+    assert run('query', built, f'--image={picture}', '--threshold=none') == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10
+    assert run('query', built, f'--image={picture}', '--threshold=none', '--class=cat') == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_names_of_any_bytes_are_printed_in_a_line(built, tmp_path, capsys):
+    for name in (b'a\nb', b'\xff'):
+        write_picture(tmp_path / 'odd' / os.fsdecode(b'\xfe-class') / os.fsdecode(name), 60)
+    assert run('add', built, f'--images={tmp_path / "odd"}') == 0
+    capsys.readouterr()
+    picture = write_picture(tmp_path / 'query.png', 60)
+    assert (
+        run(
+            'query', built, f'--image={picture}', '-k', '2', '--threshold=none', '--class=' + os.fsdecode(b'\xfe-class')
+        )
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition('/')[2].encode() for line in lines] == [b'a\\nb', b'\\udcff']
+
+
+def test_who_reads_no_further_is_no_error(built, tmp_path):
+    program = """
+import sys
+sys.path[:0] = ['tests', '.']
+from search_folders import make_encoder
+from simclr_cifar import commands
+from simclr_cifar.search import __main__ as search, index
+search.load_encoder = index.load_encoder = lambda source: make_encoder()
+sys.exit(commands.answered(search.main, ['query', *sys.argv[1:], '--threshold=none']))
+"""
+    arguments = [sys.executable, '-c', program, built, f'--image={tmp_path / "pictures" / "cat"}']
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ran:
+        ran.stdout.close()
+        assert ran.stderr.read() == b''
+        assert ran.wait() == 1
+
+
 def test_stopped_by_hand_it_says_so(built, tmp_path, capsys, encoder):
     for number in range(20, 30):
         write_picture(tmp_path / 'pictures' / f'{number}.png', number)
     encoder.counted.most = 0
     assert run('build', built, '--checkpoint=run', f'--images={tmp_path / "pictures"}') == 130
     assert capsys.readouterr().err.splitlines()[-1] == 'error: stopped; what was finished is kept'
-    assert pixels(0).any()

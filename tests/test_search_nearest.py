@@ -27,6 +27,26 @@ def test_what_is_nearest_equals_sorting(monkeypatch, rows_at_once, k):
     np.testing.assert_array_equal(rows, expected[1])
 
 
+@pytest.mark.parametrize(('rows', 'queries'), [(19, 1), (997, 1), (70_000, 3), (300, 70)])
+def test_copies_are_as_similar_wherever_they_stand(rows, queries):
+    rng = np.random.default_rng(0)
+    gallery = np.repeat(rng.normal(size=(1, 128)).astype(np.float32), rows, axis=0)
+    similarities, found = nearest.top_k(rng.normal(size=(queries, 128)).astype(np.float32), gallery, 5)
+    assert np.ptp(similarities, axis=1).max() == 0
+    if rows <= 5 + nearest._CANDIDATES:
+        np.testing.assert_array_equal(found, np.tile(np.arange(5), (queries, 1)))
+
+
+def test_some_rows_are_chosen_from():
+    rng = np.random.default_rng(0)
+    gallery, queries = rng.normal(size=(200, 6)).astype(np.float32), rng.normal(size=(3, 6)).astype(np.float32)
+    only = np.flatnonzero(rng.random(200) < 0.3).astype(np.int32)
+    similarities, rows = nearest.top_k(queries, gallery, 7, only)
+    expected = by_sorting(queries, gallery[only], 7)
+    np.testing.assert_allclose(similarities, expected[0], atol=1e-5)
+    np.testing.assert_array_equal(rows, only[expected[1]])
+
+
 def test_an_accelerator_finds_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     gallery, queries = (rng.normal(size=(rows, 8)).astype(np.float32) for rows in (300, 5))

@@ -152,12 +152,16 @@ def test_pictures_that_are_gone_or_changed_are_not_shown(tmp_path):
     os.unlink(paths[0])
     os.unlink(paths[1])
     os.symlink(tmp_path / 'secret.txt', paths[1])
+    os.unlink(paths[3])
+    os.mkfifo(paths[3])
     with serving(index) as port:
-        for row in (0, 1):
+        for row in (0, 1, 3):
             status, _, body = get(port, f'/picture/{row}')
             assert status == 404
             assert SECRET.encode() not in body
         assert get(port, '/picture/2')[0] == 200
+        os.unlink(paths[2])
+        assert get(port, '/picture/2')[0] == 404
         # What they were like is known all the same.
         assert ask(port, '/like/0?k=1')[0] == 200
 
@@ -194,6 +198,8 @@ HOSTILE = [
     ('PUT', '/like', {}, b'x'),
     ('GET', '/about', {'Host': 'attacker.example'}, b''),
     ('GET', '/about', {'Host': ''}, b''),
+    ('GET', '/like/1', {'Sec-Fetch-Site': 'cross-site'}, b''),
+    ('POST', '/like', {'Sec-Fetch-Site': 'same-site'}, encoded()),
 ]  # fmt: skip
 
 
@@ -203,8 +209,7 @@ def test_hostile_requests_are_refused(root, port, method, path, headers, body):
     headers = {'Host': f'127.0.0.1:{port}', 'Content-Length': str(len(body)), 'Connection': 'close'} | headers
     lines = [f'{method} {path} HTTP/1.1', *(f'{name}: {value}' for name, value in headers.items()), '', '']
     answer = raw(port, '\r\n'.join(lines).encode() + body)
-    # Of an endless k the largest is taken, and a query nobody reads is no harm.
-    fine = path.startswith('/?') or (path == '/about' and not headers['Host'])
+    fine = path.startswith('/?')  # A query that nobody reads.
     status = int(answer.split(b' ', 2)[1])
     assert 400 <= status < 500 or fine, answer[:300]
     for leaked in (SECRET.encode(), b'root:', b'Traceback', b'SQLite format', str(root).encode()):
@@ -256,6 +261,30 @@ def test_what_is_too_large_or_too_slow_is_refused_while_others_are_answered(port
             connection.sendall(head + b'Content-Length: 500\r\n\r\nx')
         assert ask(port, '/like/1?k=1')[0] == 200
         assert slow[0].recv(100).startswith(b'HTTP/1.1 408')
+
+
+def test_only_so_many_bytes_are_held(port, monkeypatch):
+    monkeypatch.setattr(server, '_MOST_HELD', 50_000)
+    head = b'POST /like HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n'
+    assert raw(port, head + b'x' * 60_000).startswith(b'HTTP/1.1 503')
+    assert ask(port, '/like?k=1', png(1))[0] == 200  # What was held is held no more.
+
+
+def test_pictures_are_kept_by_a_browser_only_of_this_index(port):
+    version = ask(port, '/about')[1]['version']
+    assert 'max-age' in get(port, f'/picture/3?v={version}')[1]['Cache-Control']
+    for other in ('', '?v=', '?v=0'):
+        assert get(port, f'/picture/3{other}')[1]['Cache-Control'] == 'no-store'
+
+
+def test_what_goes_wrong_is_told_as_json(root, monkeypatch, capfd):
+    index = Index.open(root / 'index', make_encoder())
+    with serving(index) as port:
+        monkeypatch.setattr(index, 'match', lambda row: 1 / 0)
+        status, found = ask(port, '/picture/3')
+    assert status == 500
+    assert 'went wrong' in found['error']
+    assert 'ZeroDivisionError' in capfd.readouterr().err
 
 
 def test_many_clients_at_once_are_all_answered(port):
@@ -327,8 +356,13 @@ def find(driver, selector):
 
 
 def wait(condition):
+    from selenium.common.exceptions import StaleElementReferenceException
+
     deadline = time.monotonic() + 20
-    while not condition():
+    while True:
+        with contextlib.suppress(StaleElementReferenceException):  # What it looked at was just replaced.
+            if condition():
+                return
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -401,6 +435,47 @@ def test_classes_are_chosen_and_the_map_leads_to_pictures(opened):
     assert opened.execute_script('return view.scale') == pytest.approx(1.5625)
     canvas.send_keys('-', '-', '-')
     assert opened.execute_script('return view') == {'scale': 1, 'x': 0, 'y': 0}
+
+
+SLOWLY = """
+const whole = window.fetch;
+window.fetch = async (path, options) => {
+  const response = await whole(path, options);
+  if (path.startsWith(arguments[0])) await new Promise((done) => setTimeout(done, 800));
+  return response;
+};
+"""
+
+
+def test_the_last_question_is_answered(opened):
+    opened.execute_script(SLOWLY, 'like')
+    find(opened, '.found button')[2].click()
+    find(opened, '#again')[0].click()
+    wait(lambda: 'Choose one' in status(opened))
+    time.sleep(1)
+    assert 'Choose one' in status(opened)
+    assert '#' not in opened.current_url.rstrip('#')
+
+
+def test_a_slow_beginning_does_not_hide_an_answer(opened):
+    opened.execute_script(SLOWLY, 'some')
+    find(opened, '#again')[0].click()
+    find(opened, '.found button')[2].click()
+    wait(lambda: 'like ' in status(opened))
+    time.sleep(1)
+    assert 'like ' in status(opened)
+
+
+def test_others_to_begin_with_are_others(opened):
+    def shown():
+        titles = "return [...document.querySelectorAll('.found button')].map((each) => each.title)"
+        return set(opened.execute_script(titles))
+
+    before = shown()
+    assert len(before) == 10
+    find(opened, '#again')[0].click()
+    wait(lambda: shown() and not shown() & before)
+    assert len(shown()) == 10
 
 
 def test_what_is_no_picture_is_said_on_the_page(driver, port, tmp_path):

@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import sys
+import threading
 import time
 import webbrowser
 
@@ -44,14 +45,19 @@ def _remove(given) -> int:
 def _told(change) -> int:
     since = time.monotonic()
     index = change()
-    for line in index.left_out[:_MOST_TOLD]:
-        print(f'Left out: {line}', file=sys.stderr)
-    if len(index.left_out) > _MOST_TOLD:
-        print(f'and {len(index.left_out) - _MOST_TOLD} more', file=sys.stderr)
+    left_out, new, gone = index.made
+    for line in left_out[:_MOST_TOLD]:
+        print(_line(f'Left out: {line}'), file=sys.stderr)
+    if len(left_out) > _MOST_TOLD:
+        print(f'and {len(left_out) - _MOST_TOLD} more', file=sys.stderr)
     classes = len([name for name in index.classes() if name])
-    of_classes = f' of {classes} classes' if classes else ''
-    left_out = f', {len(index.left_out):,} files left out' if index.left_out else ''
-    print(f'{index.path}: {len(index):,} pictures{of_classes}{left_out}, in {time.monotonic() - since:.1f} s')
+    counts = [
+        f'{len(index):,} pictures' + (f' of {classes} classes' if classes else ''),
+        f'{new:,} new',
+        f'{gone:,} gone',
+    ]
+    counts += [f'{len(left_out):,} files left out'] if left_out else []
+    print(_line(f'{index.path}: {", ".join(counts)}, in {time.monotonic() - since:.1f} s'))
     if graph := index.manifest['graph']:
         print(f'Approximate search: finds {100 * graph["recall"]:.1f} % of the 10 nearest')
     return 0
@@ -80,7 +86,7 @@ def _query(given) -> int:
         if len(names) > 1:
             print(_line(name))
         if not matches:
-            print(f'no match: its 10th nearest picture is less similar ({near:.4f}) than {threshold:.4f}')
+            print(f'no match: it is less like the index ({near:.4f}) than {threshold:.4f}')
         for match in matches:
             print(_line(f'{match.similarity:.4f}  {match.class_name:12}  {match.path}'))
     return 0
@@ -111,15 +117,17 @@ def _serve(given) -> int:
     def ready(address):
         print(f'Similar pictures: {address} (for this machine alone; Ctrl-C ends it)', flush=True)
         if not given.no_browser:
-            webbrowser.open(address)
+            # Some browsers stay in the foreground.
+            threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
 
     server.serve(Index.open(given.index, _encoder(given)), given.port, ready)
     return 0
 
 
 def _unpack(given) -> int:
-    if given.to.exists():
-        return 0  # It was whole when it got its name.
+    if given.to.is_dir() and any(given.to.iterdir()):
+        print(f'{given.to}: is there already')
+        return 0
     from simclr_cifar import data
 
     try:
@@ -154,7 +162,7 @@ def _queries(image: str, encoder: Encoder) -> tuple[list[str], np.ndarray]:
         try:
             read[name] = encoder.read(name)
         except InputError as error:
-            print(f'Left out: {error}', file=sys.stderr)
+            print(_line(f'Left out: {error}'), file=sys.stderr)
     if not read:
         raise InputError(f'--image={image}: holds no picture; give a picture, or a folder of them')
     return list(read), np.stack(list(read.values()))
@@ -163,6 +171,10 @@ def _queries(image: str, encoder: Encoder) -> tuple[list[str], np.ndarray]:
 def _encoder(given) -> Encoder | None:
     source = given.encoder or given.checkpoint
     return load_encoder(source) if source else None
+
+
+def _path(text: str) -> pathlib.Path:
+    return pathlib.Path(text).expanduser()
 
 
 def _number(text: str) -> float:
@@ -188,8 +200,9 @@ def _parser() -> commands.Parser:
         added = modes.add_parser(name, help=told, description=told)
         added.set_defaults(function=function)
         added.add_argument('--index', required=True, metavar='DIR', help='the directory of the index')
-        added.add_argument('--checkpoint', metavar='RUN', help='the encoder: the folder of a run, as weights/fast')
-        added.add_argument('--encoder', metavar='FILE', help='or an .onnx file, with which JAX is not needed')
+        encoder = added.add_mutually_exclusive_group()
+        encoder.add_argument('--checkpoint', metavar='RUN', help='the encoder: the folder of a run, as weights/fast')
+        encoder.add_argument('--encoder', metavar='FILE', help='or an .onnx file, with which JAX is not needed')
         added.add_argument('--cache_dir', help='for compiled programs; default: ~/.cache/simclr_cifar')
         return added
 
@@ -205,7 +218,7 @@ def _parser() -> commands.Parser:
         changed.add_argument('--images', required=True, nargs='+', metavar='PATH', help='folders and files')
     query = mode('query', _query, 'find the pictures that are most like one')
     query.add_argument('--image', required=True, help='a file, a folder of them, or - for standard input')
-    query.add_argument('-k', type=int, default=10, help='how many; default: 10')
+    query.add_argument('-k', type=int, help='how many; default: 10, or as many as there are')
     query.add_argument('--class', dest='class_name', metavar='NAME', help='of the pictures to choose from')
     query.add_argument(
         '--threshold',
@@ -216,7 +229,7 @@ def _parser() -> commands.Parser:
     )
     shown = query.add_mutually_exclusive_group()
     shown.add_argument('--json', action='store_true', help='print JSON')
-    shown.add_argument('--html', type=pathlib.Path, metavar='FILE', help='write a page that shows them')
+    shown.add_argument('--html', type=_path, metavar='FILE', help='write a page that shows them')
     copies = mode('duplicates', _duplicates, 'list pictures that are copies of each other')
     copies.add_argument(
         '--similarity',
@@ -230,7 +243,7 @@ def _parser() -> commands.Parser:
     serve.add_argument('--no_browser', action='store_true', help='only print its address')
     unpack = modes.add_parser('unpack', help="write CIFAR-10's test images, or the digits, as files to try it with")
     unpack.set_defaults(function=_unpack)
-    unpack.add_argument('--to', required=True, type=pathlib.Path, metavar='FOLDER', help='which does not exist yet')
+    unpack.add_argument('--to', required=True, type=_path, metavar='FOLDER', help='which does not exist yet')
     unpack.add_argument('--data_dir', help="TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default")
     unpack.add_argument('--cache_dir', help='for decoded images; default: ~/.cache/simclr_cifar')
     return parser

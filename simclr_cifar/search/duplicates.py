@@ -69,7 +69,7 @@ def _join(first: np.ndarray, best: np.ndarray, row: int, other: int, similarity:
 
 def _grey(path: str) -> np.ndarray:
     try:
-        with open(path, 'rb') as file:
+        with decoding.open_file(path) as file:
             image = Image.fromarray(decoding.decode(file, 4 * _SIDE)).convert('L')
     except (OSError, decoding.BrokenImage):
         return np.zeros((_SIDE, _SIDE), np.float32)

@@ -55,7 +55,9 @@ class Encoder:
             return picture
         name = 'what was given' if hasattr(picture, 'read') else ascii(os.fspath(picture))
         try:
-            with picture if hasattr(picture, 'read') else open(picture, 'rb') as file:
+            if hasattr(picture, 'read'):
+                return decoding.decode(picture, self.image_shape[0])
+            with open(picture, 'rb') as file:
                 return decoding.decode(file, self.image_shape[0])
         except OSError as error:
             raise InputError(f'{name} cannot be read ({error.strerror}); give a picture') from error
@@ -63,17 +65,17 @@ class Encoder:
             raise InputError(f'{name} is no picture ({error}); give another') from error
 
     def _embed_batch(self, batch: np.ndarray | Sequence[Picture]) -> np.ndarray:
-        if not isinstance(batch, np.ndarray):
-            batch = np.stack([self.read(picture) for picture in batch])
-        if batch.dtype != np.uint8 or batch.shape[1:] != self.image_shape:
-            wanted = ', '.join(map(str, self.image_shape))
-            raise InputError(
-                f'pictures must be uint8 [N, {wanted}], not {batch.dtype} {list(batch.shape)}; or give files'
-            )
+        pictures = [self.read(picture) for picture in batch]
+        for one in pictures:
+            if one.dtype != np.uint8 or one.shape != self.image_shape:
+                wanted = list(self.image_shape)
+                raise InputError(
+                    f'a picture must be uint8 {wanted}, not {one.dtype} {list(one.shape)}; or give its file'
+                )
         # Programs are compiled for two sizes only: one picture, and many.
-        size = 1 if len(batch) == 1 else BATCH
-        padded = np.concatenate([batch, np.zeros((size - len(batch), *self.image_shape), np.uint8)])
-        return self._function(padded)[: len(batch)]
+        size = 1 if len(pictures) == 1 else BATCH
+        filling = [np.zeros(self.image_shape, np.uint8)] * (size - len(pictures))
+        return self._function(np.stack(pictures + filling))[: len(pictures)]
 
 
 def load_encoder(source: str | os.PathLike) -> Encoder:
@@ -87,11 +89,9 @@ def load_encoder(source: str | os.PathLike) -> Encoder:
     """
     source = pathlib.Path(os.path.expanduser(source))
     encoder = _from_onnx(source) if source.suffix == '.onnx' else _from_run(source)
-    height, width, channels = encoder.image_shape
-    if height != width or channels != 3:
+    if encoder.image_shape[1:] != (encoder.image_shape[0], 3):
         raise InputError(
-            f'--checkpoint={source}: takes pictures of {height}x{width}x{channels}; the search needs an encoder of '
-            'square ones in colour'
+            f'{source}: takes pictures of {list(encoder.image_shape)}; give an encoder of square ones in colour'
         )
     return encoder
 

@@ -47,7 +47,7 @@ def write(path: pathlib.Path, queries: Sequence[tuple[str, bytes | None]], found
 def preview(path: str) -> bytes | None:
     """Returns a file's picture as a small WebP; None where it is none, or gone."""
     try:
-        with open(path, 'rb') as file:
+        with decoding.open_file(path) as file:
             return decoding.preview(file, _LONGEST)
     except (OSError, decoding.BrokenImage):
         return None

@@ -8,9 +8,11 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from simclr_cifar.config import InputError
-from simclr_cifar.search import approximate, making, nearest, pictures, store
+from simclr_cifar.search import making, nearest, pictures, store
 from simclr_cifar.search.encoder import Encoder, Picture, load_encoder
 from simclr_cifar.search.pictures import File
+
+_SHOWN = 10
 
 
 class Match(NamedTuple):
@@ -30,22 +32,16 @@ class Index:
       manifest: what its manifest.json holds.
       embeddings: float32 [N, D], memory-mapped.
       threshold: the similarity that all but 5 % of its own pictures have to their 10th nearest; None: there is but one.
-      left_out: after `build` and `add`, a line about each file that is no picture.
+      made: after `build`, `add` and `remove`, what became of it.
     """
 
-    def __init__(self, path: pathlib.Path, encoder: Encoder | None, left_out: Iterable[str] = ()):
-        self.path, self._encoder, self.left_out = path, encoder, list(left_out)
-        self.manifest = store.read_manifest(path)
+    def __init__(self, path: pathlib.Path, encoder: Encoder | None, made: making.Made | None = None):
+        self.path, self._encoder, self.made = path, encoder, made
+        self.manifest, self.embeddings, self._database, self._graph = store.open_state(path)
         if encoder:
             _require_same(path, self.manifest, encoder)
-        names = {kind: path / file['name'] for kind, file in self.manifest['files'].items()}
-        self.embeddings = np.load(names['embeddings'], mmap_mode='r', allow_pickle=False)
         self._gallery = nearest.prepared(self.embeddings)
-        self._database = store.connect(names['pictures'], read_only=True)
         self._rows_of_classes = {}
-        self._graph = None
-        if 'graph' in names:
-            self._graph = approximate.Approximate(names['graph'], self.manifest['graph']['width'])
         self.threshold = self.manifest['threshold']
 
     @classmethod
@@ -59,7 +55,7 @@ class Index:
         Raises:
           InputError: there is no index, it is damaged, or of another encoder.
         """
-        return cls(pathlib.Path(path), encoder)
+        return cls(_expanded(path), encoder)
 
     @classmethod
     def build(
@@ -82,21 +78,27 @@ class Index:
 
         Raises:
           InputError: no picture is in the folder; the directory cannot be written, is held by another process, or holds
-            an index that is damaged or of another encoder.
+            other things, or an index that is damaged or of another encoder.
         """
-        path, (wanted, others) = pathlib.Path(path), pictures.find([folder])
+        path, (wanted, others) = _expanded(path), pictures.find([folder])
         with store.written(path):
             present = None
             if store.manifest_path(path).exists():
-                present = store.read_manifest(path)
-                _require_same(path, present, encoder)
-            left_out = others + making.make(path, encoder, present, wanted, [os.fspath(folder)], progress, ann)
-        return cls(path, encoder, left_out)
+                present = store.open_state(path)
+                _require_same(path, present.manifest, encoder)
+            made = making.make(path, encoder, present, wanted, [os.fspath(folder)], progress, ann)
+        return cls(path, encoder, made._replace(left_out=others + made.left_out))
 
     def add(self, sources: Iterable[str | os.PathLike], progress: bool = False) -> Self:
         """Returns the index with the pictures of more folders and files in it; errors as of `build`."""
         found, others = pictures.find(sources)
-        return self._changed(lambda there: there | {file.path: file for file in found}, others, sources, progress)
+
+        def added(there):
+            # What was found in its class's folder keeps its class where that folder is given by itself.
+            classes = {path: {'class_name': there[path].class_name} for path in there}
+            return there | {file.path: file._replace(**classes.get(file.path, {})) for file in found}
+
+        return self._changed(added, others, sources, progress)
 
     def remove(self, sources: Iterable[str | os.PathLike]) -> Self:
         """Returns the index without the pictures of some folders and files, which need not exist any more.
@@ -105,6 +107,7 @@ class Index:
           InputError: none of them is in it, or none would be left; or as of `build`.
         """
         gone = [os.path.abspath(os.path.expanduser(source)) for source in sources]
+        pictures_there = {file.path for file in self.files()}
 
         def without(there):
             kept = {
@@ -115,7 +118,7 @@ class Index:
             flag = f'--images={", ".join(map(ascii, gone))}'
             if len(kept) == len(there):
                 raise InputError(f'{flag}: none of it is in the index; give what is')
-            if not kept:
+            if not pictures_there & kept.keys():
                 raise InputError(f'{flag}: is all that is in the index; delete the directory instead')
             return kept
 
@@ -123,16 +126,15 @@ class Index:
 
     def _changed(self, change, left_out, sources, progress) -> Self:
         with store.written(self.path):
-            present = store.read_manifest(self.path)  # Perhaps newer than this one.
-            _require_same(self.path, present, self.encoder)
-            there = {file.path: file for file in type(self)(self.path, self.encoder).files()}
+            present = type(self)(self.path, self.encoder)  # Perhaps newer than this one.
+            there = {file.path: file for file in present.files() + present._files_left_out()}
             wanted = sorted(change(there).values())
-            before = present['data']['sources']
+            before = present.manifest['data']['sources']
             all_sources = before + [os.fspath(source) for source in sources if os.fspath(source) not in before]
-            left_out = left_out + making.make(
-                self.path, self.encoder, present, wanted, all_sources, progress, bool(present['graph'])
-            )
-        return type(self)(self.path, self.encoder, left_out)
+            state = store.State(present.manifest, present.embeddings, present._database, None)
+            ann = bool(present.manifest['graph'])
+            made = making.make(self.path, self.encoder, state, wanted, all_sources, progress, ann)
+        return type(self)(self.path, self.encoder, made._replace(left_out=left_out + made.left_out))
 
     @property
     def encoder(self) -> Encoder:
@@ -155,6 +157,10 @@ class Index:
         rows = self._database.execute('SELECT path, class, size, mtime_ns FROM pictures ORDER BY row')
         return [File(os.fsdecode(path), *rest) for path, *rest in rows]
 
+    def _files_left_out(self) -> list[File]:
+        rows = self._database.execute('SELECT path, size, mtime_ns FROM left_out')
+        return [File(os.fsdecode(path), '', *rest) for path, *rest in rows]
+
     def classes(self) -> dict[str, int]:
         """Returns how many pictures there are of each class, by name; of '' those that are in no sub-folder."""
         return dict(self._database.execute('SELECT class, count(*) FROM pictures GROUP BY class ORDER BY class'))
@@ -165,13 +171,13 @@ class Index:
         return [sorted(map(int, rows.split(','))) for (rows,) in self._database.execute(grouped)]
 
     def query(
-        self, picture: Picture, k: int = 10, class_name: str | None = None, threshold: float | None = None
+        self, picture: Picture, k: int | None = None, class_name: str | None = None, threshold: float | None = None
     ) -> list[Match]:
         """Returns the k pictures most like one, the most similar first; none where it is like nothing there.
 
         Args:
           picture: a file, or uint8 [H, W, 3] of the encoder's shape.
-          k: from 1 to as many as there are.
+          k: from 1 to as many as there are; None: 10, or as many.
           class_name: of the pictures to choose from; None: of any.
           threshold: what the 10th nearest picture, of any class, has to reach; None: what is nearest is returned.
 
@@ -182,7 +188,11 @@ class Index:
         return matches
 
     def search(
-        self, embeddings: np.ndarray, k: int = 10, class_name: str | None = None, threshold: float | None = None
+        self,
+        embeddings: np.ndarray,
+        k: int | None = None,
+        class_name: str | None = None,
+        threshold: float | None = None,
     ) -> list[list[Match]]:
         """Returns what `query` does, of each of some embeddings, float32 [Q, D]."""
         matches, nearness = self.look(embeddings, k, class_name)
@@ -190,7 +200,7 @@ class Index:
         return [of_one if is_known else [] for of_one, is_known in zip(matches, known, strict=True)]
 
     def look(
-        self, embeddings: np.ndarray, k: int, class_name: str | None = None
+        self, embeddings: np.ndarray, k: int | None = None, class_name: str | None = None
     ) -> tuple[list[list[Match]], np.ndarray]:
         """Returns each embedding's k nearest pictures, and what a threshold is compared with, float32 [Q].
 
@@ -198,6 +208,7 @@ class Index:
         """
         rows = None if class_name is None else self._rows_of(class_name)
         there = len(self) if rows is None else len(rows)
+        k = min(_SHOWN, there) if k is None else k
         if not 1 <= k <= there:
             of_class = '' if class_name is None else f' of class {class_name!a}'
             raise InputError(f'-k {k}: the index has {there} pictures{of_class}; ask for 1 to {there}')
@@ -205,8 +216,7 @@ class Index:
         similarities, found = self._nearest(embeddings, rank if rows is not None else max(k, rank))
         nearness = similarities[:, rank - 1]
         if rows is not None:
-            similarities, found = nearest.top_k(embeddings, self.embeddings[rows], k)
-            found = rows[found]
+            similarities, found = nearest.top_k(embeddings, self._gallery, k, rows)
         pairs = zip(similarities[:, :k].tolist(), found[:, :k].tolist(), strict=True)
         return [[self.match(row, near) for near, row in zip(*of_one, strict=True)] for of_one in pairs], nearness
 
@@ -223,14 +233,19 @@ class Index:
         return Match(similarity, os.fsdecode(path), class_name, row)
 
     def _rows_of(self, class_name: str) -> np.ndarray:
+        class_name = class_name.encode(errors='replace').decode()  # As `pictures.find` names them.
         if class_name not in self._rows_of_classes:
             rows = self._database.execute('SELECT row FROM pictures WHERE class = ? ORDER BY row', (class_name,))
             rows = np.array([row for (row,) in rows], np.int32)
             if not len(rows):
                 there = ', '.join(name or "'' (in no sub-folder)" for name in self.classes())
-                raise InputError(f'--class={class_name}: the index has no such class; it has {there}')
+                raise InputError(f'--class={class_name!a}: the index has no such class; it has {there}')
             self._rows_of_classes[class_name] = rows
         return self._rows_of_classes[class_name]
+
+
+def _expanded(path: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(os.path.expanduser(path))
 
 
 def _require_same(path: pathlib.Path, manifest: dict, encoder: Encoder) -> None:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import sqlite3
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tqdm
@@ -18,6 +19,7 @@ from simclr_cifar.search.pictures import File
 
 # A picture matches nothing where its RANK-th nearest is less similar than this share of the index's own pictures'.
 RANK, _FALSE_ALARMS, _CALIBRATED = 10, 0.05, 2000
+_ROUNDING = 1e-5  # by which embeddings in batches of several sizes differ at most
 _BROKEN, _NEW = -2, -1  # in place of a row of the present state
 
 _NEXT_TABLES = """
@@ -35,79 +37,70 @@ CREATE TABLE left_out (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, pr
 _INDICES = 'CREATE INDEX of_class ON pictures (class); CREATE INDEX of_content ON pictures (sha256);'
 
 
+class Made(NamedTuple):
+    """What became of an index: a line about each file that is no picture; how many are new, and how many are gone."""
+
+    left_out: list[str]
+    new: int
+    gone: int
+
+
 def make(
     path: pathlib.Path,
     encoder: Encoder,
-    present: dict | None,
+    present: store.State | None,
     wanted: Sequence[File],
     sources: Sequence[str],
     progress: bool,
     ann: bool,
-) -> list[str]:
+) -> Made:
     """Makes the index of the wanted files the present one; embeds those that it does not have as they are.
 
     Args:
       path: the directory, held by `store.written`.
       encoder: to embed with.
-      present: the manifest of the present state, or None.
+      present: the index as it is, or None.
       wanted: by path, each once.
       sources: where they are from, for the manifest.
       progress: whether a bar is shown on standard error.
       ann: whether a graph for an approximate search is made, too.
 
-    Returns:
-      A line about each file that is no picture.
-
     Raises:
-      InputError: none is one.
+      InputError: none is a picture.
     """
-    with contextlib.ExitStack() as stack:
-        before = None
-        if present:
-            before = stack.enter_context(
-                contextlib.closing(store.connect(path / present['files']['pictures']['name'], read_only=True))
-            )
-        upcoming = stack.enter_context(contextlib.closing(_next(path, encoder)))
+    number = present.manifest['number'] + 1 if present else 1
+    names = {'embeddings': f'embeddings-{number}.npy', 'pictures': f'pictures-{number}.sqlite'}
+    names |= {'graph': f'graph-{number}.faiss'} if ann else {}
+    partial = {kind: path / f'.{name}' for kind, name in names.items()}
+    before, old = (present.database, present.embeddings) if present else (None, None)
+    with contextlib.closing(_next(path, encoder)) as upcoming:
         rows, missing = _sorted_out(before, upcoming, wanted)
-        _embed(upcoming, missing, encoder, progress)
-        number = present['number'] + 1 if present else 1
-        names = {'embeddings': f'embeddings-{number}.npy', 'pictures': f'pictures-{number}.sqlite'}
-        names |= {'graph': f'graph-{number}.faiss'} if ann else {}
-        partial = {kind: path / f'.{name}' for kind, name in names.items()}
-        try:
-            count, left_out, digest = _write_pictures(partial['pictures'], before, upcoming, wanted, rows)
-            if not count:
-                given = ', '.join(map(ascii, sources))
-                raise InputError(f'--images={given}: none of {len(wanted)} files is a picture ({left_out[0]})')
-            old = _embeddings(path, present) if present else None
-            shape = count, encoder.embedding_dim
-            _write_embeddings(partial['embeddings'], old, upcoming, wanted, rows, shape)
-            embeddings = np.load(partial['embeddings'], mmap_mode='r', allow_pickle=False)
-            graph = approximate.make(embeddings, partial['graph']) if ann else None
-            manifest = {
-                'format': store.FORMAT,
-                'number': number,
-                'encoder': {'source': encoder.source, 'fingerprint': encoder.fingerprint},
-                'preprocessing': {'image_shape': list(encoder.image_shape), 'scaled': 'the centre, bicubic'},
-                'data': {'sources': list(sources), 'pictures': len(embeddings), 'sha256': digest},
-                'left_out': len(left_out),
-                'rank': min(RANK, len(embeddings) - 1),
-                'threshold': calibrated(embeddings),
-                'graph': graph,
-                'files': {
-                    kind: {'name': names[kind], 'checksum': store.checksum(file)} for kind, file in partial.items()
-                },
-            }
-            for kind, file in partial.items():
-                file.rename(path / names[kind])
-            store.write_manifest(path, manifest)
-        finally:
-            for file in partial.values():
-                file.unlink(missing_ok=True)
-    for file in path.iterdir():  # Of states before; a process that has them open goes on with them.
-        if file.name.startswith(('embeddings-', 'pictures-', 'graph-', store.NEXT)) and file.name not in names.values():
-            file.unlink()
-    return left_out
+        unread = _embed(upcoming, missing, encoder, progress)
+        count, left_out, digest = _write_pictures(partial['pictures'], before, upcoming, wanted, rows, unread)
+        if not count:
+            (path / store.NEXT).unlink()  # There is nothing to go on with.
+            partial['pictures'].unlink()
+            given = ', '.join(map(ascii, sources))
+            raise InputError(f'--images={given}: none of {len(wanted)} files is a picture ({left_out[0]})')
+        _write_embeddings(partial['embeddings'], old, upcoming, wanted, rows, (count, encoder.embedding_dim))
+    embeddings = np.load(partial['embeddings'], mmap_mode='r', allow_pickle=False)
+    graph = approximate.make(embeddings, partial['graph']) if ann else None
+    manifest = {
+        'number': number,
+        'encoder': {'source': encoder.source, 'fingerprint': encoder.fingerprint},
+        'preprocessing': {'image_shape': list(encoder.image_shape), 'scaled': 'the centre, bicubic'},
+        'data': {'sources': list(sources), 'pictures': count, 'sha256': digest},
+        'left_out': len(left_out),
+        'threshold': calibrated(embeddings),
+        'graph': graph,
+        'files': {kind: {'name': names[kind], 'checksum': store.checksum(file)} for kind, file in partial.items()},
+    }
+    for kind, file in partial.items():
+        file.rename(path / names[kind])
+    store.write_manifest(path, manifest)
+    store.remove_others(path, set(names.values()))
+    kept = int(np.sum(rows >= 0))
+    return Made(left_out, count - kept, (len(old) if present else 0) - kept)
 
 
 def calibrated(embeddings: np.ndarray) -> float | None:
@@ -117,25 +110,31 @@ def calibrated(embeddings: np.ndarray) -> float | None:
         return None
     some = np.unique(np.linspace(0, len(embeddings) - 1, _CALIBRATED).astype(int))
     similarities, _ = nearest.top_k(np.asarray(embeddings[some]), embeddings, k + 1)  # Itself is one of them.
-    return float(np.quantile(similarities[:, -1], _FALSE_ALARMS))
+    return float(np.quantile(similarities[:, -1], _FALSE_ALARMS)) - _ROUNDING
 
 
 def _next(path: pathlib.Path, encoder: Encoder) -> sqlite3.Connection:
-    """Opens what was embedded already, by this encoder."""
-    database = store.connect(path / store.NEXT)
-    try:
-        database.executescript(_NEXT_TABLES)
-        known = database.execute('SELECT fingerprint FROM encoder').fetchone()
-    except sqlite3.DatabaseError:  # Damaged: it held nothing that cannot be made again.
-        known = ('',)
-    if known and known[0] != encoder.fingerprint:
+    """Opens what was embedded already, by this encoder; begins anew where it is another's, or damaged."""
+    file = path / store.NEXT
+    while True:
+        database = store.connect(file)
+        try:
+            database.executescript(_NEXT_TABLES)
+            whole = database.execute('PRAGMA quick_check').fetchone() == ('ok',)
+            known = database.execute('SELECT fingerprint FROM encoder').fetchone()
+            if whole and not known:
+                with database:
+                    database.execute('INSERT INTO encoder VALUES (?)', (encoder.fingerprint,))
+                known = (encoder.fingerprint,)
+            if whole and known == (encoder.fingerprint,):
+                return database
+        except sqlite3.OperationalError:  # The disk's fault, or another program's.
+            database.close()
+            raise
+        except sqlite3.DatabaseError:
+            pass
         database.close()
-        (path / store.NEXT).unlink()
-        return _next(path, encoder)
-    if not known:
-        with database:
-            database.execute('INSERT INTO encoder VALUES (?)', (encoder.fingerprint,))
-    return database
+        file.unlink()
 
 
 def _key(file: File) -> tuple[bytes, int, int]:
@@ -157,21 +156,26 @@ def _sorted_out(before, upcoming, wanted) -> tuple[np.ndarray, list[File]]:
     return rows, missing
 
 
-def _embed(upcoming, missing, encoder, progress) -> None:
+def _embed(upcoming, missing, encoder, progress) -> dict[str, str]:
+    """Embeds files; returns what is wrong, for now, with those that could not be read, by path."""
+    unread = {}
     with tqdm.tqdm(total=len(missing), unit=' images', desc='Embedding', disable=not progress or not missing) as bar:
         for batch in pictures.embedded(missing, encoder):
+            unread |= {one.file.path: one.unread for one in batch if one.unread}
             with upcoming:
                 upcoming.executemany(
                     'INSERT OR REPLACE INTO embedded VALUES (?, ?, ?, ?, ?, ?)',
                     (
                         (*_key(one.file), one.sha256, None if one.problem else one.embedding.tobytes(), one.problem)
                         for one in batch
+                        if not one.unread
                     ),
                 )
             bar.update(len(batch))
+    return unread
 
 
-def _write_pictures(partial, before, upcoming, wanted, rows) -> tuple[int, list[str], str]:
+def _write_pictures(partial, before, upcoming, wanted, rows, unread) -> tuple[int, list[str], str]:
     """Writes the table of pictures; returns how many, a line about each file that is none, and a SHA-256 of all."""
     partial.unlink(missing_ok=True)
     left_out, digest, row = [], hashlib.sha256(), 0
@@ -179,14 +183,17 @@ def _write_pictures(partial, before, upcoming, wanted, rows) -> tuple[int, list[
         database.executescript(_TABLES)
         for file, old in zip(wanted, rows, strict=True):
             path, size, mtime_ns = _key(file)
+            if file.path in unread:
+                left_out.append(f'{file.path!a}: {unread[file.path]}')
+                continue
             problem = None
             if old >= 0:
                 (sha256,) = before.execute('SELECT sha256 FROM pictures WHERE row = ?', (int(old),)).fetchone()
             elif old == _BROKEN:
                 (problem,) = before.execute('SELECT problem FROM left_out WHERE path = ?', (path,)).fetchone()
             else:
-                statement = 'SELECT sha256, problem FROM embedded WHERE path = ?'
-                sha256, problem = upcoming.execute(statement, (path,)).fetchone()
+                statement = 'SELECT sha256, problem FROM embedded WHERE path = ? AND size = ? AND mtime_ns = ?'
+                sha256, problem = upcoming.execute(statement, _key(file)).fetchone()
             if problem:
                 database.execute('INSERT INTO left_out VALUES (?, ?, ?, ?)', (path, size, mtime_ns, problem))
                 left_out.append(f'{file.path!a}: {problem}')
@@ -201,17 +208,13 @@ def _write_pictures(partial, before, upcoming, wanted, rows) -> tuple[int, list[
 
 def _write_embeddings(partial, old, upcoming, wanted, rows, shape) -> None:
     """Writes the embeddings of those that are pictures, in the same order, a row at a time."""
-    statement = 'SELECT embedding FROM embedded WHERE path = ? AND problem IS NULL'
+    statement = 'SELECT embedding FROM embedded WHERE path = ? AND size = ? AND mtime_ns = ? AND problem IS NULL'
     with partial.open('wb') as file:
         npy.write_array_header_1_0(file, {'descr': '<f4', 'fortran_order': False, 'shape': shape})
         for one, row in zip(wanted, rows, strict=True):
             if row >= 0:
                 file.write(old[row].tobytes())
-            elif row == _NEW and (found := upcoming.execute(statement, (os.fsencode(one.path),)).fetchone()):
+            elif row == _NEW and (found := upcoming.execute(statement, _key(one)).fetchone()):
                 file.write(found[0])
         file.flush()
         os.fsync(file.fileno())
-
-
-def _embeddings(path: pathlib.Path, manifest: dict) -> np.ndarray:
-    return np.load(path / manifest['files']['embeddings']['name'], mmap_mode='r', allow_pickle=False)

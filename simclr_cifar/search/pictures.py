@@ -29,12 +29,13 @@ class File(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """A file's SHA-256 and the embedding of its picture, float32 [D]; or, without them, why it is none."""
+    """A file's SHA-256 and its picture's embedding, float32 [D]; or why it is none; or why it could not be read."""
 
     file: File
-    sha256: bytes | None
-    embedding: np.ndarray | None
-    problem: str | None
+    sha256: bytes | None = None
+    embedding: np.ndarray | None = None
+    problem: str | None = None
+    unread: str | None = None
 
 
 def find(sources: Iterable[str | os.PathLike], flag: str = '--images') -> tuple[list[File], list[str]]:
@@ -56,7 +57,8 @@ def find(sources: Iterable[str | os.PathLike], flag: str = '--images') -> tuple[
             paths, others = ([root], []) if root.is_file() else folders.walk(root, root)
             found = [_file(path, root) for path in paths]
         except OSError as error:
-            raise InputError(f'{flag}={str(source)!a}: cannot be read ({error.strerror}); see to it') from error
+            where = error.filename or source
+            raise InputError(f'{flag}: {where!a} cannot be read ({error.strerror}); see to it') from error
         except RecursionError as error:
             raise InputError(f'{flag}={str(source)!a}: its folders lie too deep in each other') from error
         files |= {file.path: file for file in found if file}
@@ -94,22 +96,19 @@ def embedded(files: Sequence[File], encoder: Encoder) -> Iterator[list[Embedded]
                 future.cancel()
 
 
-def _read(file: File, side: int) -> tuple[File, bytes | None, np.ndarray | str]:
+def _read(file: File, side: int) -> tuple[Embedded, np.ndarray | None]:
     try:
-        with open(file.path, 'rb') as opened:
+        with decoding.open_file(file.path) as opened:
             pixels = decoding.decode(opened, side)
             opened.seek(0)
-            return file, hashlib.file_digest(opened, 'sha256').digest(), pixels
+            return Embedded(file, hashlib.file_digest(opened, 'sha256').digest()), pixels
     except decoding.BrokenImage as error:
-        return file, None, str(error)
+        return Embedded(file, problem=str(error)), None
     except OSError as error:
-        return file, None, f'cannot be read ({error.strerror})'
+        return Embedded(file, unread=f'cannot be read ({error.strerror})'), None
 
 
-def _embed(batch, encoder: Encoder) -> list[Embedded]:
-    pictures = [pixels for _, _, pixels in batch if not isinstance(pixels, str)]
+def _embed(batch: Sequence[tuple[Embedded, np.ndarray | None]], encoder: Encoder) -> list[Embedded]:
+    pictures = [pixels for _, pixels in batch if pixels is not None]
     embeddings = iter(encoder.embed(np.stack(pictures)) if pictures else ())
-    return [
-        Embedded(file, None, None, pixels) if isinstance(pixels, str) else Embedded(file, sha, next(embeddings), None)
-        for file, sha, pixels in batch
-    ]
+    return [one if pixels is None else one._replace(embedding=next(embeddings)) for one, pixels in batch]

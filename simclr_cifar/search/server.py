@@ -9,7 +9,6 @@ import io
 import os
 import pathlib
 import socket
-import threading
 
 import anyio
 import numpy as np
@@ -19,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -28,6 +27,7 @@ from simclr_cifar.config import InputError
 from simclr_cifar.search.index import Index, Match
 
 MOST_BYTES = 32 * 2**20  # of a picture that is sent
+_MOST_HELD = 256 * 2**20  # bytes of pictures that are being sent, at a time
 _SECONDS = 20.0  # in which it has to be here
 _CLIENTS = 512  # at a time; others are told to come again
 _PREVIEW = 256  # pixels of the longer side
@@ -53,14 +53,16 @@ def make_app(index: Index) -> Starlette:
     begin with. GET /like/<row> and POST /like, whose body is a picture's file: its neighbours; ?k= how many, ?class= of
     which. GET /map: places of pictures, similar ones near each other. Errors are JSON, {"error": a line}.
     """
-    everyone = _Answers(index)
-    working = anyio.CapacityLimiter(os.cpu_count() or 1)
+    everyone, uploads = _Answers(index), _Uploads()
+    working, mapping = (anyio.CapacityLimiter(count) for count in (os.cpu_count() or 1, 1))
 
-    def route(path: str, answer, method: str = 'GET') -> Route:
+    def route(path: str, answer, method: str = 'GET', limiter: anyio.CapacityLimiter = working) -> Route:
         async def endpoint(request: Request) -> Response:
-            body = await _body(request) if method == 'POST' else b''
+            if request.headers.get('sec-fetch-site', 'none') not in ('same-origin', 'none'):
+                raise HTTPException(403, 'only this page may ask')  # Not one that a browser has from elsewhere.
+            body = await uploads.read(request) if method == 'POST' else b''
             try:
-                return await anyio.to_thread.run_sync(answer, request, body, limiter=working)
+                return await anyio.to_thread.run_sync(answer, request, body, limiter=limiter)
             except InputError as error:
                 raise HTTPException(400, str(error)) from error
 
@@ -68,7 +70,11 @@ def make_app(index: Index) -> Starlette:
 
     def static(path: str, kind: str, *names: str) -> Route:
         content = '\n'.join((_TEMPLATES / name).read_text() for name in names)
-        return route(path, lambda request, body: Response(content, media_type=kind))
+
+        async def endpoint(request: Request) -> Response:
+            return Response(content, media_type=kind)
+
+        return Route(path, endpoint)
 
     return Starlette(
         routes=[
@@ -81,10 +87,10 @@ def make_app(index: Index) -> Starlette:
             route('/picture/{row:int}', everyone.picture),
             route('/like/{row:int}', everyone.like_one),
             route('/like', everyone.like_sent, 'POST'),
-            route('/map', everyone.map),
+            route('/map', everyone.map, limiter=mapping),
         ],
         middleware=[Middleware(_Headers), Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS)],
-        exception_handlers={HTTPException: _refused},
+        exception_handlers={HTTPException: _refused, Exception: _failed},
     )
 
 
@@ -93,8 +99,10 @@ class _Answers:
 
     def __init__(self, index: Index):
         self._index = index
-        self._preview = functools.lru_cache(_PREVIEWS_KEPT)(self._preview_of)
-        self._map, self._mapping = None, threading.Lock()
+        self._preview = functools.lru_cache(_PREVIEWS_KEPT)(_preview)
+        self._map = None
+        # What a browser keeps of one index it does not show of another.
+        self._version = index.manifest['data']['sha256'][:12]
 
     def about(self, request: Request, body: bytes) -> Response:
         data = self._index.manifest['data']
@@ -104,26 +112,23 @@ class _Answers:
                 'classes': self._index.classes(),
                 'sources': data['sources'],
                 'threshold': self._index.threshold,
-                'most': min(_MOST, len(self._index)),
+                'version': self._version,
             }
         )
 
     def some(self, request: Request, body: bytes) -> Response:
-        rows = _evenly(len(self._index), _SHOWN_FIRST)
+        rows = np.random.default_rng(0).permutation(_evenly(len(self._index), _SHOWN_FIRST)).tolist()
         return JSONResponse({'matches': [_told(self._index.match(row)) for row in rows]})
 
     def picture(self, request: Request, body: bytes) -> Response:
-        row = self._row(request)
+        path = self._index.match(self._row(request)).path
+        kept = {'Cache-Control': 'private, max-age=600'} if request.query_params.get('v') == self._version else {}
         try:
-            return Response(
-                self._preview(row), media_type='image/webp', headers={'Cache-Control': 'private, max-age=600'}
-            )
+            told = os.stat(path)
+            drawn = self._preview(path, told.st_mtime_ns, told.st_size)
         except (OSError, decoding.BrokenImage) as error:
             raise HTTPException(404, 'the picture is not there any more, or is none any more') from error
-
-    def _preview_of(self, row: int) -> bytes:
-        with open(self._index.match(row).path, 'rb') as file:
-            return decoding.preview(file, _PREVIEW)
+        return Response(drawn, media_type='image/webp', headers={'Cache-Control': 'no-store'} | kept)
 
     def like_one(self, request: Request, body: bytes) -> Response:
         row = self._row(request)
@@ -156,16 +161,15 @@ class _Answers:
         return min(_MOST, there)
 
     def map(self, request: Request, body: bytes) -> Response:
-        with self._mapping:
-            if self._map is None:
-                rows = _evenly(len(self._index), _MAPPED)
-                places = pages.project(np.array(self._index.embeddings[rows]))
-                low, span = places.min(axis=0), np.ptp(places, axis=0).max() or 1
-                places = np.round((places - low) / span, 4).tolist()
-                self._map = [
-                    {'row': row, 'class': self._index.match(row).class_name, 'x': x, 'y': y}
-                    for row, (x, y) in zip(rows, places, strict=True)
-                ]
+        if self._map is None:  # One thread at a time makes it.
+            rows = _evenly(len(self._index), _MAPPED)
+            places = pages.project(np.array(self._index.embeddings[rows]))
+            low, span = places.min(axis=0), np.ptp(places, axis=0).max() or 1
+            places = np.round((places - low) / span, 4).tolist()
+            self._map = [
+                {'row': row, 'class': self._index.match(row).class_name, 'x': x, 'y': y}
+                for row, (x, y) in zip(rows, places, strict=True)
+            ]
         return JSONResponse(self._map)
 
     def _row(self, request: Request) -> int:
@@ -185,26 +189,48 @@ def _told(match: Match) -> dict:
     return {'row': match.row, 'similarity': match.similarity, 'class': match.class_name, 'path': path}
 
 
-async def _body(request: Request) -> bytes:
-    too_large = HTTPException(413, f'a picture of more than {MOST_BYTES // 2**20} MB; send a smaller one')
-    length = request.headers.get('content-length', '0')
-    if not length.isdigit() or int(length) > MOST_BYTES:
-        raise too_large
-    parts, total = [], 0
-    try:
-        with anyio.fail_after(_SECONDS):
-            async for part in request.stream():
-                parts.append(part)
-                total += len(part)
-                if total > MOST_BYTES:
-                    raise too_large
-    except TimeoutError:
-        raise HTTPException(408, f'the picture was not here within {_SECONDS:g} s; send it again') from None
-    return b''.join(parts)
+def _preview(path: str, mtime_ns: int, size: int) -> bytes:
+    with decoding.open_file(path) as file:
+        return decoding.preview(file, _PREVIEW)
+
+
+class _Uploads:
+    """Bodies of requests, of which only so many bytes are held at a time."""
+
+    def __init__(self):
+        self._held = 0
+
+    async def read(self, request: Request) -> bytes:
+        too_large = HTTPException(413, f'a picture of more than {MOST_BYTES // 2**20} MB; send a smaller one')
+        length = request.headers.get('content-length', '0')
+        if not length.isdigit() or int(length) > MOST_BYTES:
+            raise too_large
+        parts, total = [], 0
+        try:
+            with anyio.fail_after(_SECONDS):
+                async for part in request.stream():
+                    parts.append(part)
+                    total += len(part)
+                    self._held += len(part)
+                    if total > MOST_BYTES:
+                        raise too_large
+                    if self._held > _MOST_HELD:
+                        raise HTTPException(503, 'too many pictures at once; send it again')
+        except TimeoutError:
+            raise HTTPException(408, f'the picture was not here within {_SECONDS:g} s; send it again') from None
+        except ClientDisconnect:
+            raise HTTPException(400, 'the picture was cut off') from None
+        finally:
+            self._held -= total
+        return b''.join(parts)
 
 
 async def _refused(request: Request, error: HTTPException) -> Response:
     return JSONResponse({'error': ' '.join(str(error.detail).split())}, error.status_code, headers=error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({'error': 'something went wrong; the terminal tells what'}, 500)
 
 
 class _Headers:

@@ -1,26 +1,43 @@
 """The files of an index: a directory that always holds one that is whole, while the next is being made.
 
-manifest.json names and checks the files of the present one: embeddings-<number>.npy, float32 [N, D], and
-pictures-<number>.sqlite, whose row r is of embedding r. What is embedded for the next one waits in .next.sqlite, so
-that a build that was stopped goes on; the manifest, replaced at once, makes the next the present one.
+manifest.json names and checks the files of the present state: embeddings-<number>.npy, float32 [N, D], and
+pictures-<number>.sqlite, whose row r is of embedding r; graph-<number>.faiss where there is one. What is embedded for
+the next state waits in .next.sqlite, so that a build that was stopped goes on; the manifest, replaced at once, makes
+the next the present one.
 """
 
 import contextlib
 import errno
 import json
+import os
 import pathlib
+import re
 import sqlite3
 import urllib.parse
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
 
 from simclr_cifar import files
 from simclr_cifar.config import InputError
+from simclr_cifar.search.approximate import Approximate
 
-FORMAT = 1
+KIND, FORMAT = 'index of simclr_cifar.search', 1
 NEXT = '.next.sqlite'
 _FLAG = '--index'
 _PIECE = 2**24  # bytes that are checked at a time
+_OURS = re.compile(r'\.?(embeddings-\d+\.npy|pictures-\d+\.sqlite|graph-\d+\.faiss)')
+
+
+class State(NamedTuple):
+    """What an index holds: its manifest, embeddings, float32 [N, D], memory-mapped, database, and graph or None."""
+
+    manifest: dict
+    embeddings: np.ndarray
+    database: sqlite3.Connection
+    graph: Approximate | None
 
 
 def manifest_path(path: pathlib.Path) -> pathlib.Path:
@@ -28,39 +45,61 @@ def manifest_path(path: pathlib.Path) -> pathlib.Path:
     return path / 'manifest.json'
 
 
-def read_manifest(path: pathlib.Path) -> dict:
-    """Returns the manifest of the index in a directory, whose files are as it tells.
+def open_state(path: pathlib.Path) -> State:
+    """Opens the index in a directory as it is now, checked; another process may be about to make it another.
 
     Raises:
       InputError: there is none, or a file of it is missing or was changed.
     """
+    while True:
+        manifest = _read_manifest(path)
+        try:
+            return _open_files(path, manifest)
+        except Exception as error:  # Of as many kinds as there are files.
+            if _read_manifest(path)['number'] == manifest['number']:
+                what = ' '.join(str(error).split())
+                raise InputError(f'{_FLAG}={path}: is damaged ({what}); delete it and build it again') from error
+
+
+def _open_files(path: pathlib.Path, manifest: dict) -> State:
+    names = {kind: path / file['name'] for kind, file in manifest['files'].items()}
+    for kind, file in manifest['files'].items():
+        if checksum(names[kind]) != file['checksum']:
+            raise ValueError(f'{file["name"]} was changed')
+    database = connect(names['pictures'], read_only=True)
     try:
-        text = manifest_path(path).read_text()
+        database.execute('SELECT count(*) FROM pictures').fetchone()  # Before that it is not open.
+        embeddings = np.load(names['embeddings'], mmap_mode='r', allow_pickle=False)
+        graph = Approximate(names['graph'], manifest['graph']['width']) if 'graph' in names else None
+    except BaseException:
+        database.close()
+        raise
+    return State(manifest, embeddings, database, graph)
+
+
+def _read_manifest(path: pathlib.Path) -> dict:
+    try:
+        manifest = json.loads(manifest_path(path).read_bytes())
+        kind, version, told = manifest['kind'], manifest['format'], manifest.pop('checksum')
     except FileNotFoundError:
         unfinished = (path / NEXT).exists()
         what = 'a build that was not finished; run it again, it goes on' if unfinished else 'no index; build one first'
         raise InputError(f'{_FLAG}={path}: holds {what}') from None
     except OSError as error:
         raise InputError(f'{_FLAG}={path}: cannot be read ({error.strerror}); give an index') from error
-    try:
-        manifest = json.loads(text)
-        if manifest['format'] != FORMAT:
-            raise InputError(
-                f'{_FLAG}={path}: is of another version (format {manifest["format"]}, now {FORMAT}); delete it and '
-                'build it again'
-            )
-        if manifest.pop('checksum') != _checksum(manifest):
-            raise ValueError('manifest.json was changed')
-        for file in manifest['files'].values():
-            if checksum(path / file['name']) != file['checksum']:
-                raise ValueError(f'{file["name"]} was changed')
-        return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f'{_FLAG}={path}: is damaged ({error}); delete it and build it again') from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        kind = version = told = None
+    if kind != KIND or version != FORMAT or told != _checksum(manifest):
+        raise InputError(
+            f'{_FLAG}={path}: its manifest.json is damaged, or of something else; if it is an index, delete it and '
+            'build it again, else give another directory'
+        )
+    return manifest
 
 
 def write_manifest(path: pathlib.Path, manifest: dict) -> None:
-    """Makes the files that a manifest names the present ones, and the manifest what `read_manifest` returns."""
+    """Makes the files that a manifest names the present ones."""
+    manifest = {'kind': KIND, 'format': FORMAT, **manifest}
     files.write_json(manifest_path(path), manifest | {'checksum': _checksum(manifest)})
 
 
@@ -80,7 +119,7 @@ def checksum(path: pathlib.Path) -> str:
 def connect(path: pathlib.Path, read_only: bool = False) -> sqlite3.Connection:
     """Opens a database, which threads may share; a read-only one is never written by anyone."""
     mode = 'mode=ro&immutable=1' if read_only else 'mode=rwc'
-    address = f'file:{urllib.parse.quote(str(path.absolute()))}?{mode}'
+    address = f'file:{urllib.parse.quote(os.fsencode(path.absolute()))}?{mode}'
     return sqlite3.connect(address, uri=True, check_same_thread=False)
 
 
@@ -89,8 +128,13 @@ def written(path: pathlib.Path) -> Iterator[None]:
     """Holds an index's directory, made where it is missing, for this process alone.
 
     Raises:
-      InputError: another process holds it, or it cannot be written or has no room left, now or in the block.
+      InputError: it holds other things, another process holds it, or it cannot be written or has no room left, now or
+        in the block, which leaves the index as it was.
     """
+    with contextlib.suppress(OSError):  # Told below.
+        names = {entry.name for entry in path.iterdir()} - {'.lock'}
+        if names and not names & {manifest_path(path).name, NEXT}:
+            raise InputError(f'{_FLAG}={path}: holds other things than an index; give a directory of its own')
     try:
         with files.Folder(path, _FLAG).locked():
             yield
@@ -101,3 +145,11 @@ def written(path: pathlib.Path) -> Iterator[None]:
             f'{_FLAG}={path}: {what}, and run the same command again; the index is as it was, and what was embedded is '
             'kept'
         ) from error
+
+
+def remove_others(path: pathlib.Path, names: set[str]) -> None:
+    """Deletes the files of states that are past; a process that has them open goes on with them."""
+    for file in path.iterdir():
+        if file.name not in names and (file.name == NEXT or _OURS.fullmatch(file.name)):
+            with contextlib.suppress(OSError):  # The next time.
+                file.unlink()

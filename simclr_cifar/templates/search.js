@@ -5,6 +5,9 @@ const noClass = 'in no folder';
 let question = null; // What was asked last: a row of the index, or a file.
 let asking = 0;
 let first = 0;
+let version = ''; // Of the index: its rows are others in another.
+
+const pictureOf = (row) => `picture/${row}?v=${version}`;
 
 async function ask(path, options) {
   const response = await fetch(path, options);
@@ -29,7 +32,7 @@ function show(matches, withSimilarity) {
     button.type = 'button';
     button.title = match.path;
     const image = document.createElement('img');
-    image.src = `picture/${match.row}`;
+    image.src = pictureOf(match.row);
     image.alt = nameOf(match.path);
     image.loading = 'lazy';
     const line = document.createElement('span');
@@ -72,7 +75,7 @@ async function answer() {
       : await ask(`like/${question}?${choices}`);
     if (number !== asking) return; // Another question was asked meanwhile.
     const name = sent ? question.name || 'the picture' : nameOf(found.asked.path);
-    if (!sent) show_asked(`picture/${question}`, name);
+    if (!sent) show_asked(pictureOf(question), name);
     byId('found').classList.toggle('faint', !found.known);
     if (found.known) say(`The ${found.matches.length} pictures most like ${name}`);
     else say(`No match: nothing here is like ${name} (${found.nearness.toFixed(3)}, below ${found.threshold.toFixed(3)}). The nearest:`, true);
@@ -85,8 +88,9 @@ async function answer() {
 }
 
 function go(row) {
-  if (location.hash === `#${row}`) return answer();
-  location.hash = row; // So that one can go back.
+  const hash = `#${version}-${row}`;
+  if (location.hash === hash) return answer();
+  location.hash = hash; // So that one can go back.
 }
 
 function take(file) {
@@ -99,26 +103,32 @@ function take(file) {
 }
 
 async function begin() {
+  const number = ++asking;
   show_asked('', '');
   try {
     const { matches } = await ask('some');
-    const shown = matches.map((_, number) => matches[(7 * number + first) % matches.length]).slice(0, 10);
+    if (number !== asking) return;
+    const shown = matches.map((_, place) => matches[(place + first) % matches.length]).slice(0, 10);
+    byId('again').hidden = matches.length <= 10;
     byId('found').classList.remove('faint');
-    show([...new Set(shown)], false);
+    show(shown, false);
     say('Choose one of these, or ask with a picture of your own');
   } catch (error) {
-    say(error.message, true);
+    if (number === asking) say(error.message, true);
   }
 }
 
 function follow() {
-  const row = Number(location.hash.slice(1));
-  question = location.hash.length > 1 && Number.isInteger(row) ? row : null;
+  const [of, row] = location.hash.slice(1).split('-');
+  question = of === version && /^\d+$/.test(row) ? Number(row) : null;
   window.scrollTo({ top: 0 });
   answer();
 }
 
-byId('file').addEventListener('change', (event) => take(event.target.files[0]));
+byId('file').addEventListener('change', (event) => {
+  take(event.target.files[0]);
+  event.target.value = ''; // So that it can be chosen again.
+});
 for (const name of ['class', 'k']) byId(name).addEventListener('change', answer);
 byId('again').addEventListener('click', () => {
   first += 10;
@@ -146,6 +156,7 @@ window.addEventListener('hashchange', follow);
 const canvas = byId('canvas');
 const points = [];
 const colours = new Map();
+const largest = 40;
 const view = { scale: 1, x: 0, y: 0 };
 const fingers = new Map();
 let moved = false;
@@ -175,7 +186,7 @@ function draw() {
 }
 
 function scale_by(factor, x, y) {
-  const scale = Math.min(Math.max(view.scale * factor, 1), 40);
+  const scale = Math.min(Math.max(view.scale * factor, 1), largest);
   const by = scale / view.scale;
   Object.assign(view, { scale, x: x - (x - view.x) * by, y: y - (y - view.y) * by });
   if (scale === 1) Object.assign(view, { x: 0, y: 0 });
@@ -198,17 +209,20 @@ function hint(point) {
   figure.hidden = !point;
   if (!point) return;
   const [x, y] = place(point);
-  figure.querySelector('img').src = `picture/${point.row}`;
+  figure.querySelector('img').src = pictureOf(point.row);
   figure.querySelector('figcaption').textContent = point.class || noClass;
   figure.style.left = `${Math.min(Math.max(x + 12, 0), canvas.clientWidth - figure.offsetWidth)}px`;
   figure.style.top = `${Math.min(Math.max(y + 12, 0), canvas.clientHeight - figure.offsetHeight)}px`;
 }
 
 canvas.addEventListener('wheel', (event) => {
+  // At either end the page scrolls.
+  if (event.deltaY < 0 ? view.scale >= largest : view.scale <= 1) return;
   event.preventDefault();
   scale_by(Math.exp(-event.deltaY / 300), event.offsetX, event.offsetY);
 }, { passive: false });
 canvas.addEventListener('pointerdown', (event) => {
+  if (event.button !== 0) return;
   canvas.setPointerCapture(event.pointerId);
   fingers.set(event.pointerId, [event.offsetX, event.offsetY]);
   moved = fingers.size > 1;
@@ -232,7 +246,7 @@ canvas.addEventListener('pointermove', (event) => {
   hint(null);
 });
 canvas.addEventListener('pointerup', (event) => {
-  const point = moved ? null : nearest(event);
+  const point = moved || !fingers.has(event.pointerId) ? null : nearest(event);
   fingers.delete(event.pointerId);
   if (point) go(point.row);
 });
@@ -252,9 +266,10 @@ canvas.addEventListener('keydown', (event) => {
 new ResizeObserver(draw).observe(canvas);
 
 async function start() {
-  follow();
   try {
     const about = await ask('about');
+    version = about.version;
+    follow();
     const classes = Object.entries(about.classes);
     byId('about').textContent = `${about.pictures.toLocaleString('en')} pictures from ${about.sources.join(', ')}`;
     const style = getComputedStyle(document.documentElement);
@@ -279,6 +294,7 @@ async function start() {
     draw();
   } catch (error) {
     byId('map-status').textContent = error.message;
+    if (!version) say(error.message, true);
   }
 }
 
