@@ -54,7 +54,10 @@ def equal(table: Table, folder: pathlib.Path) -> None:
         'nt_xent': ['--config.objective=nt_xent', *views],
         'siglip': ['--config.objective=siglip'],
         'simplex': ['--config.objective=simplex'],
-        'sup_con, batch normalisation': ['--config.objective=sup_con', '--config.head_batch_norm=True'],
+        # Which makes little differences of features large, and gradients with them.
+        'sup_con, batch normalisation': [
+            *('--config.objective=sup_con', '--config.head_batch_norm=True', '--config.learning_rate=0.00001'),
+        ],
     }
     common = ['--config=configs/smoke.py', '--config.groups_per_batch=8', '--config.batches_per_epoch=100']
     common += [
