@@ -37,7 +37,8 @@ class Index:
 
     def __init__(self, path: pathlib.Path, encoder: Encoder | None, made: making.Made | None = None):
         self.path, self._encoder, self.made = path, encoder, made
-        self.manifest, self.embeddings, self._database, self._graph = store.open_state(path)
+        self._state = store.open_state(path)
+        self.manifest, self.embeddings = self._state.manifest, self._state.embeddings
         if encoder:
             _require_same(path, self.manifest, encoder)
         self._gallery = nearest.prepared(self.embeddings)
@@ -94,9 +95,10 @@ class Index:
         found, others = pictures.find(sources)
 
         def added(there):
-            # What was found in its class's folder keeps its class where that folder is given by itself.
-            classes = {path: {'class_name': there[path].class_name} for path in there}
-            return there | {file.path: file._replace(**classes.get(file.path, {})) for file in found}
+            # A class's folder that is given by itself does not tell the class of the pictures in it any more.
+            return there | {
+                file.path: file._replace(class_name=there.get(file.path, file).class_name) for file in found
+            }
 
         return self._changed(added, others, sources, progress)
 
@@ -131,9 +133,8 @@ class Index:
             wanted = sorted(change(there).values())
             before = present.manifest['data']['sources']
             all_sources = before + [os.fspath(source) for source in sources if os.fspath(source) not in before]
-            state = store.State(present.manifest, present.embeddings, present._database, None)
             ann = bool(present.manifest['graph'])
-            made = making.make(self.path, self.encoder, state, wanted, all_sources, progress, ann)
+            made = making.make(self.path, self.encoder, present._state, wanted, all_sources, progress, ann)
         return type(self)(self.path, self.encoder, made._replace(left_out=left_out + made.left_out))
 
     @property
@@ -154,21 +155,21 @@ class Index:
 
     def files(self) -> list[File]:
         """Returns the pictures' files, row by row."""
-        rows = self._database.execute('SELECT path, class, size, mtime_ns FROM pictures ORDER BY row')
+        rows = self._state.database.execute('SELECT path, class, size, mtime_ns FROM pictures ORDER BY row')
         return [File(os.fsdecode(path), *rest) for path, *rest in rows]
 
     def _files_left_out(self) -> list[File]:
-        rows = self._database.execute('SELECT path, size, mtime_ns FROM left_out')
+        rows = self._state.database.execute('SELECT path, size, mtime_ns FROM left_out')
         return [File(os.fsdecode(path), '', *rest) for path, *rest in rows]
 
     def classes(self) -> dict[str, int]:
         """Returns how many pictures there are of each class, by name; of '' those that are in no sub-folder."""
-        return dict(self._database.execute('SELECT class, count(*) FROM pictures GROUP BY class ORDER BY class'))
+        return dict(self._state.database.execute('SELECT class, count(*) FROM pictures GROUP BY class ORDER BY class'))
 
     def same_content(self) -> list[list[int]]:
         """Returns the rows of the pictures whose files are the same byte by byte, a list for each such file."""
         grouped = 'SELECT group_concat(row) FROM pictures GROUP BY sha256 HAVING count(*) > 1 ORDER BY min(row)'
-        return [sorted(map(int, rows.split(','))) for (rows,) in self._database.execute(grouped)]
+        return [sorted(map(int, rows.split(','))) for (rows,) in self._state.database.execute(grouped)]
 
     def query(
         self, picture: Picture, k: int | None = None, class_name: str | None = None, threshold: float | None = None
@@ -221,21 +222,23 @@ class Index:
         return [[self.match(row, near) for near, row in zip(*of_one, strict=True)] for of_one in pairs], nearness
 
     def _nearest(self, embeddings: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._graph:
-            similarities, rows = self._graph.top_k(embeddings, k)
+        if self._state.graph:
+            similarities, rows = self._state.graph.top_k(embeddings, k)
             if np.all(rows >= 0):  # It found as many.
                 return similarities, rows
         return nearest.top_k(embeddings, self._gallery, k)
 
     def match(self, row: int, similarity: float = 1.0) -> Match:
         """Returns what the index knows of one of its pictures, as like one as is said."""
-        path, class_name = self._database.execute('SELECT path, class FROM pictures WHERE row = ?', (row,)).fetchone()
+        path, class_name = self._state.database.execute(
+            'SELECT path, class FROM pictures WHERE row = ?', (row,)
+        ).fetchone()
         return Match(similarity, os.fsdecode(path), class_name, row)
 
     def _rows_of(self, class_name: str) -> np.ndarray:
         class_name = class_name.encode(errors='replace').decode()  # As `pictures.find` names them.
         if class_name not in self._rows_of_classes:
-            rows = self._database.execute('SELECT row FROM pictures WHERE class = ? ORDER BY row', (class_name,))
+            rows = self._state.database.execute('SELECT row FROM pictures WHERE class = ? ORDER BY row', (class_name,))
             rows = np.array([row for (row,) in rows], np.int32)
             if not len(rows):
                 there = ', '.join(name or "'' (in no sub-folder)" for name in self.classes())

@@ -87,9 +87,10 @@ def make(
     graph = approximate.make(embeddings, partial['graph']) if ann else None
     manifest = {
         'number': number,
+        'shape': [count, encoder.embedding_dim],
         'encoder': {'source': encoder.source, 'fingerprint': encoder.fingerprint},
         'preprocessing': {'image_shape': list(encoder.image_shape), 'scaled': 'the centre, bicubic'},
-        'data': {'sources': list(sources), 'pictures': count, 'sha256': digest},
+        'data': {'sources': list(sources), 'sha256': digest},
         'left_out': len(left_out),
         'threshold': calibrated(embeddings),
         'graph': graph,

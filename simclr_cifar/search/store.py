@@ -9,6 +9,7 @@ the next the present one.
 import contextlib
 import errno
 import json
+import math
 import os
 import pathlib
 import re
@@ -69,12 +70,18 @@ def _open_files(path: pathlib.Path, manifest: dict) -> State:
     database = connect(names['pictures'], read_only=True)
     try:
         database.execute('SELECT count(*) FROM pictures').fetchone()  # Before that it is not open.
-        embeddings = np.load(names['embeddings'], mmap_mode='r', allow_pickle=False)
+        embeddings = _mapped(names['embeddings'], manifest['shape'])
         graph = Approximate(names['graph'], manifest['graph']['width']) if 'graph' in names else None
     except BaseException:
         database.close()
         raise
     return State(manifest, embeddings, database, graph)
+
+
+def _mapped(file: pathlib.Path, shape: list[int]) -> np.ndarray:
+    # Without the header, which np.load parses by Python's own parser, in which threads of Python 3.11 disturb each other.
+    offset = file.stat().st_size - np.dtype(np.float32).itemsize * math.prod(shape)
+    return np.memmap(file, np.float32, 'r', offset, tuple(shape))
 
 
 def _read_manifest(path: pathlib.Path) -> dict:
