@@ -79,7 +79,7 @@ def _open_files(path: pathlib.Path, manifest: dict) -> State:
 
 
 def _mapped(file: pathlib.Path, shape: list[int]) -> np.ndarray:
-    # Without the header, which np.load parses by Python's own parser, in which threads of Python 3.11 disturb each other.
+    # np.load parses the header by Python's own parser, in which threads of Python 3.11 disturb each other.
     offset = file.stat().st_size - np.dtype(np.float32).itemsize * math.prod(shape)
     return np.memmap(file, np.float32, 'r', offset, tuple(shape))
 
