@@ -23,13 +23,12 @@ class Approximate:
     """A graph over the rows, searched as wide as is said."""
 
     def __init__(self, path: pathlib.Path, width: int):
-        self._graph, self._width = _faiss().read_index(str(path)), width
+        self._graph = _faiss().read_index(str(path))
+        self._graph.hnsw.efSearch = width
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns what `nearest.top_k` does, or nearly; rows that were not found, at the end, are -1."""
-        # A search returns no more than it is wide.
-        parameters = _faiss().SearchParametersHNSW(efSearch=max(self._width, k))
-        similarities, rows = self._graph.search(np.ascontiguousarray(queries, np.float32), k, params=parameters)
+        similarities, rows = self._graph.search(np.ascontiguousarray(queries, np.float32), k)
         return similarities, rows.astype(np.int32)
 
 
