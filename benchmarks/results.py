@@ -28,6 +28,7 @@ SECTIONS = (
     'growth',
     'scaling',
     'feed',
+    'search',
     'gpu',
 )  # in the file's order
 _PACKAGES = (
