@@ -194,6 +194,7 @@ _number.__name__, _threshold.__name__ = 'number', 'number, auto or none'
 
 def _parser() -> commands.Parser:
     parser = commands.Parser(prog='python -m simclr_cifar.search', description=__doc__)
+    cache_dir = 'for decoded images and compiled programs; default: ~/.cache/simclr_cifar'
     modes = parser.add_subparsers(required=True, metavar='MODE', parser_class=commands.Parser)
 
     def mode(name: str, function, told: str) -> commands.Parser:
@@ -203,7 +204,7 @@ def _parser() -> commands.Parser:
         encoder = added.add_mutually_exclusive_group()
         encoder.add_argument('--checkpoint', metavar='RUN', help='the encoder: the folder of a run, as weights/fast')
         encoder.add_argument('--encoder', metavar='FILE', help='or an .onnx file, with which JAX is not needed')
-        added.add_argument('--cache_dir', help='for compiled programs; default: ~/.cache/simclr_cifar')
+        added.add_argument('--cache_dir', help=cache_dir)
         return added
 
     build = mode('build', _build, "make an index of a folder's pictures, or bring one up to date")
@@ -245,7 +246,7 @@ def _parser() -> commands.Parser:
     unpack.set_defaults(function=_unpack)
     unpack.add_argument('--to', required=True, type=_path, metavar='FOLDER', help='which does not exist yet')
     unpack.add_argument('--data_dir', help="TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default")
-    unpack.add_argument('--cache_dir', help='for decoded images; default: ~/.cache/simclr_cifar')
+    unpack.add_argument('--cache_dir', help=cache_dir)
     return parser
 
 

@@ -1,5 +1,6 @@
 """Encoders to search with: a run of this project, which needs JAX, or what was exported of one, which does not."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -55,9 +56,7 @@ class Encoder:
             return picture
         name = 'what was given' if hasattr(picture, 'read') else ascii(os.fspath(picture))
         try:
-            if hasattr(picture, 'read'):
-                return decoding.decode(picture, self.image_shape[0])
-            with open(picture, 'rb') as file:
+            with contextlib.nullcontext(picture) if hasattr(picture, 'read') else open(picture, 'rb') as file:
                 return decoding.decode(file, self.image_shape[0])
         except OSError as error:
             raise InputError(f'{name} cannot be read ({error.strerror}); give a picture') from error

@@ -41,11 +41,11 @@ class Embedded(NamedTuple):
 def find(sources: Iterable[str | os.PathLike], flag: str = '--images') -> tuple[list[File], list[str]]:
     """Returns the files of folders, and files given by themselves, by path, and a line about each that is none.
 
+    A file's class is the sub-folder that it is in, however deep; train/ and test/, validation/ and val/ are none.
+
     Args:
       sources: folders and files.
       flag: which they were given by.
-
-    A file's class is the sub-folder that it is in, however deep; train/ and test/, validation/ and val/ are none.
 
     Raises:
       InputError: a source is not there or cannot be read, or no file is in any.

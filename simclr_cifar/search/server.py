@@ -98,7 +98,7 @@ class _Answers:
     """What is answered to (request, its body), in threads."""
 
     def __init__(self, index: Index):
-        self._index = index
+        self._index, self._classes = index, index.classes()
         self._preview = functools.lru_cache(_PREVIEWS_KEPT)(_preview)
         self._map = None
         # What a browser keeps of one index it does not show of another.
@@ -109,7 +109,7 @@ class _Answers:
         return JSONResponse(
             {
                 'pictures': len(self._index),
-                'classes': self._index.classes(),
+                'classes': self._classes,
                 'sources': data['sources'],
                 'threshold': self._index.threshold,
                 'version': self._version,
@@ -157,7 +157,7 @@ class _Answers:
         )
 
     def _most(self, class_name: str | None) -> int:
-        there = len(self._index) if class_name is None else self._index.classes().get(class_name, _MOST)
+        there = len(self._index) if class_name is None else self._classes.get(class_name, _MOST)
         return min(_MOST, there)
 
     def map(self, request: Request, body: bytes) -> Response:
