@@ -117,6 +117,7 @@ def driver():
     for flag in (
         *('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking'),
         *('disable-component-update', 'disable-sync', 'window-size=1200,900'),
+        'force-prefers-reduced-motion',  # A page that still scrolls moves from under a click.
     ):
         options.add_argument(f'--{flag}')
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
