@@ -194,19 +194,29 @@ def contact_sheet(config: ml_collections.ConfigDict, images: np.ndarray) -> np.n
     Returns:
       uint8 [N, _SHEET_COLUMNS, H, W, C]: every image as it is, then as it is augmented in one epoch after the other.
     """
-    augment_image = make_augment(config)
-    if augment_image is None:
+    if not operations(config):
         return None
-    epochs = jnp.arange(_SHEET_COLUMNS - 1)
+    see = make_see(config)
+    return np.stack([images, *(see(images, 0, epoch) for epoch in range(_SHEET_COLUMNS - 1))], axis=1)
 
-    def augmented(number, image):
-        key = jax.random.fold_in(jax.random.key(config.seed), number)
-        keys = jax.vmap(lambda epoch: jax.random.fold_in(key, epoch))(epochs)
-        seen = jax.vmap(augment_image, in_axes=(0, None, 0, None))(keys, key, epochs, image / jnp.float32(255))
-        return jnp.round(255 * seen).astype(jnp.uint8)
 
-    seen = jax.jit(jax.vmap(augmented))(jnp.arange(len(images)), images)
-    return np.concatenate([images[:, None], np.asarray(seen)], axis=1)
+def make_see(config: ml_collections.ConfigDict) -> Callable:
+    """Returns (images uint8 [N, H, W, C], the first one's number, epoch) -> as training may see them, on the host.
+
+    What is seen of an image depends on its number and the epoch alone. The config has an augmentation.
+    """
+    augment_image = make_augment(config)
+
+    @jax.jit
+    def see(images, first, epoch):
+        def augmented(number, image):
+            key = jax.random.fold_in(jax.random.key(0), number)
+            seen = augment_image(jax.random.fold_in(key, epoch), key, epoch, image / jnp.float32(255))
+            return jnp.round(255 * seen).astype(jnp.uint8)
+
+        return jax.vmap(augmented)(first + jnp.arange(len(images)), images)
+
+    return lambda images, first, epoch: np.asarray(see(images, first, epoch))
 
 
 def make_augment(config: ml_collections.ConfigDict) -> Callable | None:

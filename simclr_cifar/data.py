@@ -65,6 +65,11 @@ class Dataset:
     class_names: tuple[str, ...]
     description: str
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether there are several, so that a label tells anything."""
+        return len(self.class_names) > 1
+
     def take(self, indices: np.ndarray) -> 'Dataset':
         """Returns the dataset of these images, int [M], in this order."""
         return dataclasses.replace(self, images=Rows(self.images, indices), labels=self.labels[indices])
@@ -76,7 +81,7 @@ def load(
     """Returns a whole split, decoded; None: the dataset has no test split.
 
     Args:
-      name: 'cifar10', 'digits', 'folder:PATH' of a folder of images by class, or another dataset's name in TFDS.
+      name: 'cifar10', 'digits', 'folder:PATH' of a folder of images, or another dataset's name in TFDS.
       split: 'train' or 'test'.
       data_dir: where TFDS keeps its datasets; None: the environment's TFDS_DATA_DIR, else TFDS's own default, the one
         place that a missing dataset is downloaded to.
@@ -96,16 +101,17 @@ def load(
     return arrays and Dataset(name, *arrays)
 
 
-def select(dataset: Dataset, classes: str = '', num_classes: int = 0) -> Dataset:
+def select(dataset: Dataset, classes: str = '', num_classes: int = 0, at_least: int = 2) -> Dataset:
     """Returns the images of some classes, relabelled 0..C-1 in the order named.
 
     Args:
       dataset: any dataset.
       classes: comma-separated class names, in any order; '' leaves the choice to num_classes.
       num_classes: the first so many classes in the dataset's own order; 0: all of them.
+      at_least: how many classes are needed.
 
     Raises:
-      InputError: an unknown or repeated name, both arguments at once, fewer than 2 classes or more than there are.
+      InputError: an unknown or repeated name, both arguments at once, too few classes or more than there are.
     """
     known = dataset.class_names
     if classes and num_classes:
@@ -123,9 +129,14 @@ def select(dataset: Dataset, classes: str = '', num_classes: int = 0) -> Dataset
         if num_classes > len(known):
             raise InputError(f'--num_classes={num_classes}: {dataset.name} has only {len(known)} classes')
         chosen = list(known[: num_classes or len(known)])
-    if len(chosen) < 2:
+    if len(chosen) < at_least:
         flag = f'--classes={classes}' if classes else f'--num_classes={num_classes}'
-        raise InputError(f'{flag}: contrasting needs at least 2 classes')
+        if len(known) == 1:
+            flag = f'--config.dataset={dataset.name}'
+        raise InputError(
+            f'{flag}: contrasting classes needs at least {at_least}, and there is one, {chosen[0]!r}; images without '
+            'classes are told from each other with --config.pairs=views, as in configs/simclr_r18.py'
+        )
     return _only(dataset, chosen)
 
 
@@ -222,7 +233,8 @@ def load_splits(
         whole['train'], whole['test'] = carve(training, fraction, config.split_seed)
     if config.validation_fraction:
         whole['train'], whole['validation'] = carve(whole['train'], config.validation_fraction, config.split_seed)
-    splits = {split: select(dataset, config.classes, config.num_classes) for split, dataset in whole.items()}
+    at_least = 1 if config.pairs == 'views' else 2
+    splits = {split: select(dataset, config.classes, config.num_classes, at_least) for split, dataset in whole.items()}
     for split, dataset in splits.items():
         require_pairs(dataset, split)
     if config.validation_fraction:

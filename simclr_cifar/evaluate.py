@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_cifar import metrics, models, neighbours, parallel, pictures, representation, step
+from simclr_cifar import metrics, models, neighbours, parallel, pictures, representation, step, views
 from simclr_cifar.data import Dataset
 from simclr_cifar.files import RunFolder, write, write_arrays, write_json
 from simclr_cifar.step import TrainState
@@ -47,6 +47,7 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
     '<split>/without_flip/<metric>', and as 'test/features/<metric>' those of the features before the head, which the
     literature compares encoders by. 'train' stands for the sample of training images that is as large as the validation
     split, so that the two compare; 'test' brings the figures of the classes never seen, where there are any.
+    Images that are all of one class are scored by their views instead; see `views`.
 
     Args:
       config: the run's.
@@ -54,6 +55,9 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
       splits: as `data.load_splits` returns them.
     """
     encode = step.compile_encode(config, mesh)
+    beside = functools.partial(_beside, splits)
+    if not splits['train'].has_classes:
+        splits, beside = views.with_views(config, splits), views.figures
 
     def evaluate(state: TrainState, names: Iterable[str]) -> Evaluation:
         embed = _embedder(config, mesh, splits, encode, state.average or state.variables)
@@ -68,14 +72,17 @@ def make_evaluate(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[st
 
         evaluation = Evaluation()
         for name in names:
-            if name == 'train':
+            if not splits['train'].has_classes:
+                _evaluate_views(evaluation, name, splits, embed)
+            elif name == 'train':
                 sample = splits['train_sample']
                 figures, queries, _, _ = _retrieval(embed('train_sample'), sample.labels, config.temperature)
                 _record(evaluation, name, figures, queries, sample.labels)
             else:
                 _evaluate_split(evaluation, name, splits, embed, config.temperature)
+            if name != 'train':
                 for kind, embed_otherwise in (others_of_test if name == 'test' else others).items():
-                    figures = _beside(splits[name], splits['train'], embed_otherwise(name), embed_otherwise('train'))
+                    figures = beside(name, embed_otherwise)
                     evaluation.figures |= {f'{name}/{kind}/{metric}': value for metric, value in figures.items()}
         if 'test' in names and 'unseen' in splits:
             evaluation.figures |= _unseen(splits, embed)
@@ -109,12 +116,17 @@ def make_monitor(config: ml_collections.ConfigDict, mesh: Mesh, splits: dict[str
     """Returns state -> figures of the validation images, cheap ones to watch training by.
 
     They are 'monitor/knn_accuracy_k200' and 'monitor/linear_probe_accuracy', with the sample of training images, as
-    large as the validation split, in place of all of them, and of the weights as they are, of one view.
+    large as the validation split, in place of all of them, and of the weights as they are, of one view; or, of images
+    that are all of one class, 'monitor/view_accuracy'.
     """
     encode = step.compile_encode(config, mesh)
+    if not splits['train'].has_classes:
+        splits = views.with_views(config, splits)
 
     def monitor(state: TrainState) -> dict[str, float]:
         embed = functools.partial(_embedder(config, mesh, splits, encode, state.variables), flip_averaging=False)
+        if not splits['train'].has_classes:
+            return {f'monitor/{name}': value for name, value in views.figures('validation', embed).items()}
         sample = splits['train_sample']
         votes, probed = _classified(splits['validation'], sample, embed('validation'), embed('train_sample'))
         labels = splits['validation'].labels
@@ -134,9 +146,10 @@ def _classified(queries: Dataset, train: Dataset, embeddings: np.ndarray, train_
     return votes, representation.linear_probe(train_embeddings, train.labels, embeddings, num_classes)
 
 
-def _beside(queries: Dataset, train: Dataset, embeddings: np.ndarray, train_embeddings: np.ndarray) -> dict[str, float]:
+def _beside(splits: dict[str, Dataset], name: str, embed: Callable) -> dict[str, float]:
     """Returns the figures that tell one way to embed from another."""
-    votes, probed = _classified(queries, train, embeddings, train_embeddings)
+    queries, embeddings = splits[name], embed(name)
+    votes, probed = _classified(queries, splits['train'], embeddings, embed('train'))
     nearest = neighbours.top_k(embeddings, None, min(NEAREST, len(embeddings) - 1))[1]
     return {
         f'knn_accuracy_k{metrics.KNN_K}': float(np.mean(votes == queries.labels)),
@@ -187,6 +200,18 @@ def _evaluate_split(
     evaluation.confusions[name, 'knn'] = metrics.confusion(labels, votes, num_classes)
     if name == 'test':
         evaluation.pictures = pictures.worth_a_look(dataset, embeddings, nearest, similarities, votes)
+
+
+def _evaluate_views(evaluation: Evaluation, name: str, splits: dict[str, Dataset], embed: Callable) -> None:
+    """Adds all that one split of images without classes gives to the evaluation."""
+    scored = 'train_sample' if name == 'train' else name
+    dataset = splits[scored]
+    figures, queries = views.all_figures(scored, embed)
+    _record(evaluation, name, figures, queries, dataset.labels)
+    if name == 'test':
+        embeddings = embed(name)
+        similarities, nearest = neighbours.top_k(embeddings, None, min(NEAREST, len(embeddings) - 1))
+        evaluation.pictures = pictures.worth_a_look(dataset, embeddings, nearest, similarities, votes=dataset.labels)
 
 
 def _unseen(splits: dict[str, Dataset], embed: Callable) -> dict[str, float]:

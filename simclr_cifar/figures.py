@@ -80,6 +80,8 @@ def accuracy_curve(
         (f'{split}/pair_accuracy', f'{split}, pair accuracy', 'o-', _GREEN),
         (f'{split}/precision_at_10', f'{split}, precision at 10', 's:', _GREEN),
         ('train/precision_at_10', 'training, precision at 10', 's:', _BLUE),
+        (f'{split}/view_accuracy', f'{split}, view accuracy', 's:', _GREEN),
+        ('train/view_accuracy', 'training, view accuracy', 's:', _BLUE),
     ):
         epochs = [epoch for epoch, figures in evaluations[0].items() if name in figures]
         if epochs:
@@ -152,7 +154,11 @@ def confusion(title: str, counts: np.ndarray, class_names: list[str]) -> Figure:
 
 
 def gallery(title: str, pictures: dict[str, np.ndarray], class_names: list[str]) -> Figure:
-    """Returns a sheet of queries and their nearest images; pictures as `evaluate.Evaluation` has them."""
+    """Returns a sheet of queries and their nearest images; pictures as `evaluate.Evaluation` has them.
+
+    Where there are several classes, it tells which of them are right.
+    """
+    has_classes = len(class_names) > 1
     positions = np.column_stack([pictures['gallery_query'], pictures['gallery_neighbours']])
     images, labels = pictures['images'][positions], pictures['image_label'][positions]
     rows, columns, height, width = images.shape[:4]
@@ -163,7 +169,7 @@ def gallery(title: str, pictures: dict[str, np.ndarray], class_names: list[str])
         for column in range(columns):
             top, left = row * cell_height, column * cell_width + (gap if column else 0)
             right = labels[row, column] == labels[row, 0]
-            colour = _GREY if column == 0 else _GREEN if right else _ORANGE
+            colour = _GREY if column == 0 or not has_classes else _GREEN if right else _ORANGE
             sheet[top : top + cell_height, left : left + cell_width] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
             cell = slice(top + border, top + border + height), slice(left + border, left + border + width)
             sheet[cell] = images[row, column]
@@ -171,11 +177,14 @@ def gallery(title: str, pictures: dict[str, np.ndarray], class_names: list[str])
     axes = figure.subplots()
     axes.imshow(sheet, interpolation='nearest')
     names = [_text(class_names[label]) for label in labels[:, 0]]
+    marks = '; right in green, wrong in orange; worst first'
+    if not has_classes:
+        names, marks = pictures['image_index'][pictures['gallery_query']], ''
     axes.set_yticks([(row + 0.5) * cell_height for row in range(rows)], names, fontsize=8)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f'{_text(title)}\n(query first; right in green, wrong in orange; worst first)', fontsize=9)
+    axes.set_title(f'{_text(title)}\n(query first{marks})', fontsize=9)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Folders of images by class, in whatever state they are: what is no image is left out and told of."""
+"""Folders of images, by class or not, in whatever state: what is no image is left out and told of."""
 
 import functools
 import hashlib
@@ -17,8 +17,9 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
     """Returns the images in a folder's sub-folders, each of which is a class, through the cache; None: no test split.
 
     The sub-folders are those of train/ and test/ (or validation/, or val/), where there is a train/: else of the folder
-    itself, and there is no test split. A class's own sub-folders belong to it. Hidden files are no part of a dataset;
-    files that are no images, and links that lead out of the folder, are left out.
+    itself, and there is no test split. A class's own sub-folders belong to it. Where there are none, all images are of
+    one class, named after the folder. Hidden files are no part of a dataset; files that are no images or in no class,
+    and links that lead out of the folder, are left out.
 
     Args:
       path: the folder.
@@ -27,7 +28,7 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
       image_size: as `decoding.decode`.
 
     Raises:
-      InputError: there is no such folder, it holds no classes or no images, or these differ in size.
+      InputError: there is no such folder, it holds no images, or these differ in size.
     """
     flag, root = f'--config.dataset=folder:{path}', pathlib.Path(os.path.expanduser(path))
     if not path.isprintable():
@@ -40,18 +41,15 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
             tests = [root / name for name in _TEST if (root / name).is_dir()]
             parts = {'train': root / 'train', 'test': tests[0] if tests else None}
         found = [entry for part in parts.values() if part for entry in _sub_folders(part)]
-        classes = sorted({entry.name for entry in found if not _leads_out(entry, root)})
-        if not classes:
-            raise InputError(
-                f'{flag}: {parts["train"]} has no sub-folders; put the images of each class into one named after it'
-            )
+        sub_folders = sorted({entry.name for entry in found if not _leads_out(entry, root)})
+        classes = sub_folders or [root.resolve().name or 'images']
         for name in classes:
             if not name.isprintable():
-                raise InputError(f'{flag}: {name!a} is a name that cannot be printed; give the sub-folder another')
+                raise InputError(f'{flag}: {name!a} is a name that cannot be printed; give the folder another')
         folder = parts[split]
         if folder is None:
             return None
-        files, left_out = _files(root, folder, classes)
+        files, left_out = _files(root, folder, sub_folders)
         # Their times, not their bytes: reading those of a large folder would take as long as decoding it.
         digest = hashlib.sha256(f'format 2, {image_size}, {classes}, {root.absolute()}'.encode())
         for name, label, file in files:
@@ -78,9 +76,17 @@ def _leads_out(entry: pathlib.Path, root: pathlib.Path) -> bool:
 
 
 def _files(root, folder, classes) -> tuple[list[tuple[str, int, pathlib.Path]], list[str]]:
-    """Returns (name, label, path) of the files that may be images, sorted, and a line about each that is not."""
+    """Returns (name, label, path) of the files that may be images, sorted, and a line about each that is not.
+
+    Where there are no classes, all files are of the first.
+    """
+    if not classes:
+        paths, left_out = walk(folder, root)
+        return [(str(path.relative_to(root)), 0, path) for path in paths], left_out
     files = []
     left_out = [f'{entry.name!a}: {_AWAY}' for entry in _sub_folders(folder) if _leads_out(entry, root)]
+    loose = [entry for entry in sorted(folder.iterdir()) if entry.is_file() and not entry.name.startswith('.')]
+    left_out += [f'{str(entry.relative_to(root))!a}: in the sub-folder of no class' for entry in loose]
     for label, name in enumerate(classes):
         if not (folder / name).is_dir() or _leads_out(folder / name, root):  # A class of the other split.
             continue
@@ -138,6 +144,9 @@ def _decode(flag, root, files, classes, left_out, image_size) -> cache.Decoded:
             yield images, labels
         if not number:
             why = f', as {left_out[0]}' if left_out else ''
-            raise InputError(f'{flag}: none of its {len(left_out)} files is an image that can be read{why}')
+            raise InputError(
+                f'{flag}: none of its {len(left_out)} files is an image that can be read{why}; give a folder of '
+                'images, or of a sub-folder of them for each class'
+            )
 
-    return cache.Decoded(pieces(), tuple(classes), f'Images in the sub-folders of {root.absolute().name!a}.', left_out)
+    return cache.Decoded(pieces(), tuple(classes), f'Images in {root.absolute().name!a}.', left_out)

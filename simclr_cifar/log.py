@@ -136,7 +136,7 @@ class Log:
     def evaluation(self, run: RunFolder, epoch: int, figures: dict[str, float]) -> None:
         """Records the figures of an evaluated epoch."""
         self._write_events(run, epoch * self._config.batches_per_epoch, figures)
-        headlines = ('pair_accuracy', 'precision_at_1', 'precision_at_10', 'knn_accuracy_k200')
+        headlines = ('pair_accuracy', 'precision_at_1', 'precision_at_10', 'knn_accuracy_k200', 'view_accuracy')
         told = '  '.join(
             f'{name} {value:.4f}'
             for name, value in figures.items()
@@ -203,7 +203,7 @@ def symptoms(
             f'all embeddings are nearly equal {after}: they have collapsed; if it stays so, the usual cause is a '
             'learning rate so high that every ReLU is off, or a temperature too high to tell images apart'
         )
-    elif rank < _COLLAPSED_RANK and num_classes > 2:
+    elif rank < _COLLAPSED_RANK and num_classes != 2:
         found['collapse'] = (
             f'the effective rank of the embeddings is {rank:.2f} of {embeddings.shape[1]} {after}: they have collapsed '
             'to a line; if it stays so, the usual cause is a temperature or a learning rate too high'

@@ -2,9 +2,18 @@
 
 import numpy as np
 
-CRITERION = 'precision_at_10'
+_CRITERIA = ('precision_at_10', 'view_accuracy')  # of images with classes, and of those without
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
+
+
+def criterion(figures: dict[str, float]) -> str:
+    """Returns which figure of the validation images chooses a checkpoint and tells overfitting.
+
+    Args:
+      figures: '<split>/<metric>' to value, the validation images' among them.
+    """
+    return next(name for name in _CRITERIA if f'validation/{name}' in figures)
 
 
 def judge(train: dict[int, np.ndarray], validation: dict[int, np.ndarray]) -> dict[str, float]:

@@ -141,7 +141,8 @@ def explorer(
 
     Args:
       pictures: the arrays of a run's pictures.npz; see `evaluate`.
-      confusions: heading to counts, int [C, C]; the pictures' pairs are behind the first one's cells.
+      confusions: heading to counts, int [C, C]; the pictures' pairs are behind the first one's cells. None where there
+        are no classes.
       class_names: of the C classes.
       split: of the pictures.
       projection: float [T, 2], of pictures['projection_embedding'].
@@ -153,7 +154,7 @@ def explorer(
     """
     labels = pictures['image_label'].tolist()
     headings = [(heading, counts.tolist()) for heading, counts in confusions.items()]
-    counts = headings[0][1]
+    counts = headings[0][1] if headings else []
     places = _fit(projection).tolist()
     shown, votes = pictures['projection_picture'].tolist(), pictures['projection_vote'].tolist()
     return {
@@ -161,7 +162,7 @@ def explorer(
         'class_names': list(class_names),
         'split': split,
         'confusions': headings,
-        'mistakes': _mistakes(counts),
+        'mistakes': _mistakes(counts) if headings else [],
         'points': [(*place, labels[picture], vote) for place, picture, vote in zip(places, shown, votes, strict=True)],
         'width': _WIDTH,
         'height': _HEIGHT,

@@ -91,7 +91,7 @@ def in_padded_batches(function: Callable, inputs: np.ndarray, batch_size: int, m
 
     Args:
       function: what `pmapped` made of (batch [B, ...]) -> a tree of [B, ...] with SPLIT in and out.
-      inputs: [N, ...]; the last batch is filled up with copies of the first row, whose results are dropped.
+      inputs: [N, ...]; the last batch is filled up with copies of its first row, whose results are dropped.
       batch_size: B, rounded up to a multiple of the devices.
       mesh: the function's.
 
@@ -102,7 +102,7 @@ def in_padded_batches(function: Callable, inputs: np.ndarray, batch_size: int, m
     outputs = []
     for start in range(0, len(inputs), batch_size):
         batch = inputs[start : start + batch_size]
-        padding = np.repeat(inputs[:1], batch_size - len(batch), axis=0)
+        padding = np.repeat(batch[:1], batch_size - len(batch), axis=0)
         outputs.append(function(jax.device_put(np.concatenate([batch, padding]), NamedSharding(mesh, SPLIT))))
     return jax.tree.map(lambda *of_batches: np.concatenate(of_batches)[: len(inputs)], *jax.device_get(outputs))
 

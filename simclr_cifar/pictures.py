@@ -5,8 +5,9 @@ from PIL import Image
 
 from simclr_cifar.data import Dataset
 
-# Queries of each class in the gallery: the worst, one of the middle and the best.
+# Queries of each class in the gallery: the worst, one of the middle and the best. Where there are no classes, some.
 _GALLERY_WORST = 3
+_GALLERY_QUERIES = 20
 _PAIRS_OF_CELL = 3
 _PROJECTED = 600
 _LARGEST_SIDE = 96  # pixels
@@ -19,10 +20,10 @@ def worth_a_look(
 
     Positions are those in image_index, int [M], the images' indices within the split; with it come image_label, int [M]
     and images, uint8 [M, H, W, C], as `small` makes them. gallery_query [Q], gallery_neighbours [Q, k] and
-    gallery_similarities [Q, k] are some queries of every class, those with the fewest right neighbours first.
-    cell_query, cell_neighbour and cell_similarity [P] are pairs behind the cells of the 'neighbours' confusion matrix,
-    the most similar first. projection_picture [T], projection_embedding float32 [T, D] and projection_vote [T] are a
-    sample to be drawn.
+    gallery_similarities [Q, k] are some queries of every class, those with the fewest right neighbours first, or, where
+    there are no classes, some from the one most like another image to the one least. cell_query, cell_neighbour and
+    cell_similarity [P] are pairs behind the cells of the 'neighbours' confusion matrix, the most similar first.
+    projection_picture [T], projection_embedding float32 [T, D] and projection_vote [T] are a sample to be drawn.
     """
     labels = dataset.labels
     right = np.sum(labels[nearest] == labels[:, None], axis=1)
@@ -32,8 +33,11 @@ def worth_a_look(
         # Among equally bad queries, those most certain of their wrong neighbours.
         ranked = members[np.lexsort((members, -similarities[members, 0], right[members]))]
         positions = {*range(_GALLERY_WORST), len(ranked) // 2, len(ranked) - 1}
+        if not dataset.has_classes:
+            positions = set(np.linspace(0, len(ranked) - 1, _GALLERY_QUERIES).astype(int))
         chosen += [ranked[position] for position in sorted(positions) if position < len(ranked)]
-    query = np.array(sorted(chosen, key=lambda index: (right[index], index)))
+    # Where there are no classes, they stay in the order of their nearest image's similarity.
+    query = np.array(sorted(chosen, key=lambda index: (right[index], index)) if dataset.has_classes else chosen)
     cell_query, cell_neighbour, cell_similarity = _cell_pairs(dataset, nearest, similarities)
     sampled = np.random.default_rng(0).permutation(len(labels))[:_PROJECTED]
 

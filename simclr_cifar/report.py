@@ -1,7 +1,7 @@
 """From a run's files to figures/*.png and report.html, one page that opens offline. Reads files only."""
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import figures, pages
+from simclr_cifar import figures, overfitting, pages
 from simclr_cifar.files import RunFolder, write
 
 # The reference study's training loss and accuracy in percent, on CIFAR-10: classes -> epochs -> (loss, accuracy).
@@ -31,6 +31,10 @@ HEADLINES = {
     'linear_probe_accuracy': ('linear probe', 'ridge regression on the training embeddings'),
     'map_at_r': ('MAP@R', 'ranking quality over all images of the class'),
 }
+# Of images without classes.
+_VIEW_HEADLINES = {
+    'view_accuracy': ('view accuracy', "an image's view finds its other view among all images'"),
+}
 UNSEEN = {
     'test/precision_at_10': 'seen classes, precision at 10',
     'unseen/precision_at_10': 'unseen classes, precision at 10',
@@ -51,7 +55,10 @@ def write_report(run: RunFolder) -> None:
     described, final = run.read_json(run.config), run.read_json(run.metrics)
     history, evaluations = run.read_history(), run.evaluations()
     epoch, class_names = final['epoch'], described['class_names']
-    title = f'{len(class_names)} classes of {config_lib.title(described["config"]["dataset"])}'
+    has_classes, title = len(class_names) > 1, config_lib.title(described['config']['dataset'])
+    if has_classes:
+        title = f'{len(class_names)} classes of {title}'
+    headlines = HEADLINES if has_classes else _VIEW_HEADLINES
     known = reference(described)
     chance_loss, chance_accuracy = described['chance_loss'], described['chance_accuracy']
 
@@ -61,7 +68,7 @@ def write_report(run: RunFolder) -> None:
     }
     drawn = dict(curves)
     confusions = run.read_confusions(epoch)
-    for kind, heading in _KINDS.items():
+    for kind, heading in _KINDS.items() if has_classes else ():
         caption = f'{title}, epoch {epoch}\n{heading}'
         drawn[f'confusion_{kind}'] = figures.confusion(caption, confusions['test', kind], class_names)
     drawn['gallery'] = figures.gallery(
@@ -77,14 +84,15 @@ def write_report(run: RunFolder) -> None:
     for name, image in encoded.items():
         write(run.figures / f'{name}.png', image)
 
-    unseen, verdict = _unseen(final), _overfitting(final)
+    unseen, verdict = _unseen(final), _overfitting(final, headlines)
     contents = [('curves', 'Curves'), ('milestones', 'Milestones')]
     contents += [('overfitting', 'Overfitting')] if verdict else []
     contents += [('unseen', 'Unseen classes')] if unseen else []
-    contents += [('explorer-confusion', 'Confusion'), ('explorer-gallery', 'Gallery'), ('explorer-projection', 'Map')]
+    contents += [('explorer-confusion', 'Confusion')] if has_classes else []
+    contents += [('explorer-gallery', 'Gallery'), ('explorer-projection', 'Map')]
     contents += [('augmentation', 'Augmentation')] if 'augmentation' in drawn else []
     contents += [('run', 'The run'), ('figures', 'All figures')]
-    heads, rows = _milestones(history, evaluations, known)
+    heads, rows = _milestones(history, evaluations, known, headlines)
     chosen = f'Figures of epoch {epoch}'
     if verdict:
         chosen += f', the best on validation images; the last is {final["last_epoch"]}'
@@ -97,7 +105,7 @@ def write_report(run: RunFolder) -> None:
         chosen=f'{chosen}.',
         seconds=sum(row['seconds'] for row in history),
         epochs_trained=int(history[-1]['epoch']) if history else 0,
-        headlines=_headlines(final, _as_reference(described['config'])),
+        headlines=_cards(final, headlines, _as_reference(described['config'])),
         curves={name: figures.svg(curve) for name, curve in curves.items()},
         reference=known,
         held_out=figures.held_out(evaluations),
@@ -133,30 +141,33 @@ def explorer(run: RunFolder) -> dict:
     pictures, confusions = run.read_arrays(epoch, 'pictures'), run.read_confusions(epoch)
     return pages.explorer(
         pictures,
-        {heading: confusions['test', kind] for kind, heading in _KINDS.items()},
+        {heading: confusions['test', kind] for kind, heading in _KINDS.items() if ('test', kind) in confusions},
         class_names,
         'test',
         pages.project(pictures['projection_embedding']),
     )
 
 
-def _headlines(final: dict[str, float], as_reference: bool) -> list[tuple[str, str, str]]:
+def _cards(final: dict[str, float], headlines: dict[str, tuple], as_reference: bool) -> list[tuple[str, str, str]]:
     """Returns (label, value, note) of each card."""
     cards = [
-        (f'test, {label}', f'{100 * final[f"test/{name}"]:.1f} %', note) for name, (label, note) in HEADLINES.items()
+        (f'test, {label}', f'{100 * final[f"test/{name}"]:.1f} %', note) for name, (label, note) in headlines.items()
     ]
     if 'train/accuracy' in final:
         note = 'what the course report calls accuracy' if as_reference else "the objective's, over the epoch"
         cards.append(('training batches, accuracy', f'{100 * final["train/accuracy"]:.1f} %', note))
     if 'overfitting/seen' in final:
-        fall = f'validation precision at 10 falls by {100 * final["overfitting/fall"]:.1f} points from its peak'
+        criterion, _ = headlines[overfitting.criterion(final)]
+        fall = f'validation {criterion} falls by {100 * final["overfitting/fall"]:.1f} points from its peak'
         at_end = final['overfitting/peak_epoch'] == final['overfitting/last_epoch']
-        note = 'validation precision at 10 is best at the end' if at_end else fall
+        note = f'validation {criterion} is best at the end' if at_end else fall
         cards.append(('overfitting', 'seen' if final['overfitting/seen'] else 'not seen', note))
     return cards
 
 
-def _milestones(history: list[dict], evaluations: dict[int, dict], known: dict) -> tuple[list[str], list[list[str]]]:
+def _milestones(
+    history: list[dict], evaluations: dict[int, dict], known: dict, headlines: dict[str, tuple]
+) -> tuple[list[str], list[list[str]]]:
     """Returns the heads and rows of the table of milestones."""
     by_epoch = {int(row['epoch']): row for row in history}
     split = figures.held_out(evaluations)
@@ -166,13 +177,13 @@ def _milestones(history: list[dict], evaluations: dict[int, dict], known: dict) 
         cells = [f'{row["loss"]:.4f}', f'{100 * row["accuracy"]:.2f}'] if row else ['', '']
         if loss:
             cells = [f'{cells[0]} ({loss:.4f})', f'{cells[1]} ({accuracy:.2f})']
-        held_out = [values.get(f'{split}/{name}') for name in HEADLINES]
+        held_out = [values.get(f'{split}/{name}') for name in headlines]
         rows.append([str(epoch), *cells, *('' if value is None else f'{100 * value:.2f}' for value in held_out)])
-    return ['epoch', 'training loss', 'training accuracy', *(label for label, _ in HEADLINES.values())], rows
+    return ['epoch', 'training loss', 'training accuracy', *(label for label, _ in headlines.values())], rows
 
 
-def _overfitting(final: dict[str, float]) -> dict | None:
-    """Returns a sentence and rows of (quantity, mean, interval); None of a run without validation images."""
+def _overfitting(final: dict[str, float], headlines: dict[str, tuple]) -> dict | None:
+    """Returns a criterion, a sentence and rows of (quantity, mean, interval); None without validation images."""
     if 'overfitting/seen' not in final:
         return None
     peak, last = (final[f'overfitting/{name}_epoch'] for name in ('peak', 'last'))
@@ -193,7 +204,7 @@ def _overfitting(final: dict[str, float]) -> dict | None:
     for name, label in labels.items():
         mean, low, high = (100 * final[f'overfitting/{name}{bound}'] for bound in ('', '_low', '_high'))
         rows.append((label, f'{mean:.2f}', f'{low:.2f} to {high:.2f}'))
-    return {'sentence': sentence, 'rows': rows}
+    return {'criterion': headlines[overfitting.criterion(final)][0], 'sentence': sentence, 'rows': rows}
 
 
 def _unseen(final: dict[str, float]) -> list[tuple[str, str]]:

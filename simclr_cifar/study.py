@@ -26,6 +26,8 @@ def plan(
         except InputError as error:
             raise InputError(f'--config.subsets={config.subsets!r}: {error}') from error
         beginning.require_trainable(run, splits['train'])
+        if not splits['train'].has_classes:
+            raise InputError(f'--config.subsets={config.subsets!r}: a study compares classes; give two or more')
         class_names = splits['train'].class_names
         other = named.setdefault(frozenset(class_names), subset)
         if other is not subset or list(config.subsets).count(subset) > 1:

@@ -201,11 +201,12 @@ def write_final_figures(run: RunFolder, epoch: int, last_epoch: int) -> dict[str
     scored = [
         number
         for number in run.evaluated_epochs('validation')
-        if number <= last_epoch and f'train/{overfitting.CRITERION}' in evaluations[number]
+        if number <= last_epoch and f'train/{overfitting.criterion(evaluations[number])}' in evaluations[number]
     ]
     if scored:
+        criterion = overfitting.criterion(evaluations[scored[0]])
         hits = {
-            split: {number: run.read_arrays(number, split)[overfitting.CRITERION] for number in scored}
+            split: {number: run.read_arrays(number, split)[criterion] for number in scored}
             for split in ('train', 'validation')
         }
         verdict = overfitting.judge(hits['train'], hits['validation'])
@@ -215,9 +216,9 @@ def write_final_figures(run: RunFolder, epoch: int, last_epoch: int) -> dict[str
 
 
 def _choose(run: RunFolder, last_epoch: int, milestones: list[int]) -> int:
-    """Returns the epoch with the best validation precision_at_10, the earliest of equals."""
+    """Returns the epoch with the best of the validation figures that choose, the earliest of equals."""
     scores = {
-        epoch: figures[f'validation/{overfitting.CRITERION}']
+        epoch: figures[f'validation/{overfitting.criterion(figures)}']
         for epoch, figures in run.evaluations().items()
         if epoch == last_epoch or (epoch in milestones and epoch < last_epoch)
     }

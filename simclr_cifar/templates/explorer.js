@@ -103,6 +103,7 @@
   const startGallery = (root, data) => {
     const gallery = root.querySelector('.gallery');
     const filters = root.querySelector('.filters');
+    const hasClasses = data.classes.length > 1;
     const rows = data.gallery.map(({ query, neighbours, similarities }) => {
       const label = data.labels[query];
       const right = neighbours.filter((neighbour) => data.labels[neighbour] === label).length;
@@ -112,18 +113,20 @@
         const caption = `${describe(data, neighbour)}, similarity ${similarities[rank].toFixed(4)}`;
         return element(
           'span',
-          { class: same ? 'right' : 'wrong' },
+          hasClasses ? { class: same ? 'right' : 'wrong' } : {},
           picture(data, neighbour, 64, same ? caption : `✗ ${caption}`),
-          element('small', {}, data.classes[data.labels[neighbour]]),
+          element('small', {}, hasClasses ? data.classes[data.labels[neighbour]] : similarities[rank].toFixed(4)),
         );
       });
       const score = element('b', { class: verdict }, `${right} of ${neighbours.length}`);
-      const who = element('span', { class: 'who' }, data.classes[label], score);
+      const named = hasClasses ? [data.classes[label], score] : [`${data.split} image ${data.indices[query]}`];
+      const who = element('span', { class: 'who' }, ...named);
       const row = element('div', { class: 'query' }, picture(data, query, 64), who);
       row.append(element('div', { class: 'found' }, ...found));
       return { row, label, verdict };
     });
     gallery.replaceChildren(...rows.map(({ row }) => row));
+    if (!hasClasses) return;
 
     const filter = () => {
       const { class: chosen, verdict: wanted } = Object.fromEntries(new FormData(filters));
@@ -158,15 +161,14 @@
       ring.setAttribute('cx', place[0]);
       ring.setAttribute('cy', place[1]);
       ring.setAttribute('visibility', 'visible');
+      const facts = [
+        element('b', {}, data.classes[label]),
+        element('span', { class: `key ${vote === label ? 'right' : 'wrong'}` }, `vote: ${data.classes[vote]}`),
+        element('span', {}, `${data.split} image ${data.indices[shownPicture]}`),
+      ];
       panel.replaceChildren(
         picture(data, shownPicture, 160),
-        element(
-          'p',
-          { class: 'facts' },
-          element('b', {}, data.classes[label]),
-          element('span', { class: `key ${vote === label ? 'right' : 'wrong'}` }, `vote: ${data.classes[vote]}`),
-          element('span', {}, `${data.split} image ${data.indices[shownPicture]}`),
-        ),
+        element('p', { class: 'facts' }, ...(data.classes.length > 1 ? facts : facts.slice(-1))),
       );
     };
 
@@ -213,7 +215,7 @@
 
   for (const root of document.querySelectorAll('.explorer')) {
     const data = JSON.parse(root.querySelector('.data').textContent);
-    startConfusion(root, data);
+    if (data.classes.length > 1) startConfusion(root, data);
     startGallery(root, data);
     startProjection(root, data);
   }
