@@ -34,6 +34,8 @@ def folder(tmp_path):
         write(root / 'cat' / f'{number}.png', encoded(colour=(number, 0, 0)))
         write(root / 'dog' / 'indoors' / f'{number}.jpg', encoded('JPEG', colour=(200, 200, 10 * number)))
     write(root / 'cat' / '.hidden.png', encoded())
+    write(root / 'loose.png', encoded())
+    write(root / '.loose.png', encoded())
     write(root / '.git' / 'a.png', encoded())
     write(root / 'cat' / 'empty.png', b'')
     write(root / 'cat' / 'notes.txt', b'cats')
@@ -56,6 +58,7 @@ LEFT_OUT = [
     'cats',
     'dog/bomb.png',
     'dog/pipe.png',
+    'loose.png',
 ]
 
 
@@ -66,7 +69,7 @@ def test_a_folder_by_class(folder, cache_dir, capfd):
         assert dataset.labels.tolist() == [0] * 6 + [1] * 6
         assert dataset.images.shape == (12, 10, 12, 3)
         assert dataset.images[:6, 0, 0, 0].tolist() == list(range(6))
-        assert dataset.description == "Images in the sub-folders of 'pets'. Files left out: 8."
+        assert dataset.description == "Images in 'pets'. Files left out: 9."
         told = capfd.readouterr().err.splitlines()
         assert sorted(line.split("'")[1] for line in told) == LEFT_OUT
         assert all(line.startswith('Left out: ') for line in told)
@@ -197,14 +200,43 @@ def test_a_folder_s_own_test_split_or_a_fifth(tmp_path, cache_dir):
     assert splits['test'].description.endswith('Of the training images 20% stand in for the test images.')
 
 
+def test_a_folder_without_classes(tmp_path, cache_dir, capfd, monkeypatch):
+    for number in range(10):
+        write(tmp_path / 'pets' / f'{number}.png', encoded(colour=(number, 0, 0)))
+    write(tmp_path / 'pets' / 'notes.txt', b'cats')
+    monkeypatch.chdir(tmp_path / 'pets')
+    for name in (f'folder:{tmp_path / "pets"}', 'folder:.'):
+        dataset = data.load(name, 'train', None, cache_dir)
+        assert (dataset.class_names, dataset.has_classes) == (('pets',), False)
+        assert dataset.labels.tolist() == [0] * 10
+        assert dataset.images[:, 0, 0, 0].tolist() == list(range(10))
+        assert capfd.readouterr().err.startswith("Left out: 'notes.txt'")
+    config = config_lib.defaults()
+    config.dataset = 'folder:.'
+    with pytest.raises(InputError, match=r"folder:\.: .* at least 2, .* one, 'pets'; .*--config\.pairs=views"):
+        data.load_splits(config, None, cache_dir)
+    config.pairs = 'views'
+    splits = data.load_splits(config, None, cache_dir)
+    assert [len(splits[split].labels) for split in ('train', 'test')] == [8, 2]
+
+
+def test_a_folder_without_classes_may_have_a_test_split(tmp_path, cache_dir):
+    for number in range(5):
+        write(tmp_path / 'pets' / 'train' / f'{number}.png', encoded(colour=(number, 0, 0)))
+        write(tmp_path / 'pets' / 'test' / f'{number}.png', encoded(colour=(100, 0, 0)))
+    found = [data.load(f'folder:{tmp_path / "pets"}', split, None, cache_dir) for split in ('train', 'test')]
+    assert [dataset.images[4, 0, 0, 0] for dataset in found] == [4, 100]
+    assert [dataset.class_names for dataset in found] == [('pets',)] * 2
+
+
 @pytest.mark.parametrize(
     ('make', 'said'),
     [
         (lambda root: None, 'there is no such folder'),
-        (lambda root: root.mkdir(), 'has no sub-folders'),
-        (lambda root: (root / 'train').mkdir(parents=True), 'pets/train has no sub-folders'),
+        (lambda root: root.mkdir(), 'none of its 0 files is an image .*; give a folder of images'),
+        (lambda root: (root / 'train').mkdir(parents=True), 'none of its 0 files is an image'),
         (lambda root: (root / 'a\nb').mkdir(parents=True), r"'a\\nb' is a name that cannot be printed"),
-        (lambda root: write(root / 'a.png', encoded()), 'has no sub-folders'),
+        (lambda root: write(root / 'a.png', b'no'), r"none of its 1 files is an image .*as 'a\.png': is none"),
         (lambda root: (root / 'cat').mkdir(parents=True), 'none of its 0 files is an image'),
         (
             lambda root: write(root / 'cat' / 'a.png', b'no'),

@@ -28,7 +28,7 @@ LEVELS = {
     ],
     2: ['sources', 'folders', 'layers', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
     3: ['data', 'encoders'],
-    4: ['models', 'pictures'],
+    4: ['models', 'pictures', 'views'],
     5: ['step'],
     6: ['beginning', 'checkpoint', 'evaluate', 'feed', 'log', 'report'],
     7: ['train', 'trained', 'findings'],
