@@ -12,6 +12,10 @@ import threading
 import jax
 import numpy as np
 import pytest
+import search_folders
+import serving
+
+from simclr_cifar.search import Index
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -165,3 +169,39 @@ def look(driver):
         assert driver.get_log('browser') == []
 
     return look
+
+
+@pytest.fixture
+def encoder():
+    """An encoder of small pictures, which counts them."""
+    return search_folders.make_encoder()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve small pictures of two classes and of none."""
+    search_folders.make_folder(tmp_path / 'pictures')
+    return tmp_path / 'pictures'
+
+
+@pytest.fixture
+def index(tmp_path, encoder, folder):
+    """An index of the folder."""
+    return Index.build(tmp_path / 'index', encoder, folder)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    """A folder with pictures/, an index of them, and a file that is not in it."""
+    root = tmp_path_factory.mktemp('served')
+    search_folders.make_folder(root / 'pictures', 40, ('cat', 'dog', 'a b&c'))
+    (root / 'secret.txt').write_text(serving.SECRET)
+    Index.build(root / 'index', search_folders.make_encoder(), root / 'pictures')
+    return root
+
+
+@pytest.fixture(scope='module')
+def port(root):
+    """The port of a server of the index in `root`."""
+    with serving.serving(Index.open(root / 'index', search_folders.make_encoder())) as port:
+        yield port
