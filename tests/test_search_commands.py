@@ -15,6 +15,7 @@ from search_folders import make_encoder, make_folder, pixels, write_picture
 
 from simclr_cifar import commands, data
 from simclr_cifar.config import DatasetNotFound
+from simclr_cifar.search import Index
 from simclr_cifar.search import __main__ as search
 from simclr_cifar.search import index as indices
 
@@ -91,7 +92,11 @@ def test_a_gallery_is_one_file_that_shows_them(built, tmp_path, capsys):
     page = tmp_path / 'page.html'
     query = ['query', built, f'--image={tmp_path / "queries"}', '-k', '3', f'--html={page}']
     assert run(*query, '--threshold=0.9999') == 0
-    assert page.read_text().count('No match') == 2
+    text = page.read_text()
+    assert text.count('No match') == 2
+    assert 'where its 10th nearest is at least 0.9999 like it' in text
+    nearest = np.sort(Index.open(tmp_path / 'index').embeddings @ make_encoder().embed([pixels(99)])[0])
+    assert f'No match: its 10th nearest picture is {nearest[-10]:.4f} like it' in text
     assert run(*query, '--threshold=none') == 0
     text = page.read_text()
     assert_holds_everything_itself(text)
@@ -106,7 +111,9 @@ def test_no_match_is_said(built, tmp_path, capsys):
     assert run('query', built, f'--image={path}', '-k', '1', '--threshold=0.9999') == 0
     assert capsys.readouterr().out.startswith('no match: ')
     assert run('query', built, f'--image={path}', '-k', '1', '--threshold=0.9999', '--json') == 0
-    assert json.loads(capsys.readouterr().out) == [{'image': str(path), 'matches': []}]
+    (answer,) = json.loads(capsys.readouterr().out)
+    nearest = np.sort(Index.open(tmp_path / 'index').embeddings @ make_encoder().embed([path])[0])
+    assert answer == {'image': str(path), 'nearness': pytest.approx(nearest[-10], abs=1e-6), 'matches': []}
 
 
 def test_add_and_remove(built, tmp_path, capsys):

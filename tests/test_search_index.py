@@ -6,6 +6,7 @@ import pathlib
 import threading
 
 import numpy as np
+import psutil
 import pytest
 from search_folders import DIMENSIONS, make_encoder, make_folder, pixels, write_picture
 
@@ -82,6 +83,17 @@ def test_names_of_any_bytes_are_names(tmp_path, encoder):
     with pytest.raises(InputError, match='no such class') as error:
         index.query(pixels(0), k=1, class_name="x' OR '1'='1")
     assert '?-class' in str(error.value)
+
+
+def test_a_closed_index_holds_no_file(index, encoder):
+    def is_open():
+        return str(index.path / 'pictures-1.sqlite') in {file.path for file in psutil.Process().open_files()}
+
+    index.close()
+    with Index.open(index.path, encoder) as opened:
+        assert len(opened.query(pixels(99), k=2)) == 2
+        assert is_open()
+    assert not is_open()
 
 
 @pytest.mark.parametrize('name', ['embeddings-1.npy', 'pictures-1.sqlite', 'manifest.json'])

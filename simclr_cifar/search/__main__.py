@@ -72,13 +72,13 @@ def _query(given) -> int:
         found = [matches if near >= threshold else [] for matches, near in zip(found, nearness, strict=True)]
     if given.html:
         asked = [(name, None if name == '-' else gallery.preview(name)) for name in names]
-        gallery.write(given.html, asked, found)
+        gallery.write(given.html, asked, found, nearness, threshold)
         print(f'Gallery: {given.html}')
         return 0
     if given.json:
         answers = [
-            {'image': name, 'matches': [match._asdict() for match in matches]}
-            for name, matches in zip(names, found, strict=True)
+            {'image': name, 'nearness': float(near), 'matches': [match._asdict() for match in matches]}
+            for name, matches, near in zip(names, found, nearness, strict=True)
         ]
         print(json.dumps(answers, indent=2))
         return 0

@@ -11,13 +11,21 @@ from simclr_cifar.search.index import Match
 _LONGEST = 192  # pixels
 
 
-def write(path: pathlib.Path, queries: Sequence[tuple[str, bytes | None]], found: Sequence[Sequence[Match]]) -> None:
+def write(
+    path: pathlib.Path,
+    queries: Sequence[tuple[str, bytes | None]],
+    found: Sequence[Sequence[Match]],
+    nearness: Sequence[float],
+    threshold: float | None,
+) -> None:
     """Writes the page.
 
     Args:
       path: its file.
       queries: a name and, where there is one, a WebP of each.
       found: the matches of each; none: no match.
+      nearness: how like the index each is, as of `Index.look`.
+      threshold: what a match has to reach; None: nothing.
 
     Raises:
       InputError: the file cannot be written.
@@ -26,6 +34,7 @@ def write(path: pathlib.Path, queries: Sequence[tuple[str, bytes | None]], found
         {
             'name': _printable(name),
             'uri': uri(picture),
+            'nearness': near,
             'matches': [
                 {
                     'similarity': match.similarity,
@@ -36,10 +45,10 @@ def write(path: pathlib.Path, queries: Sequence[tuple[str, bytes | None]], found
                 for match in matches
             ],
         }
-        for (name, picture), matches in zip(queries, found, strict=True)
+        for (name, picture), matches, near in zip(queries, found, nearness, strict=True)
     ]
     try:
-        pages.render('gallery.html', path, answers=answers)
+        pages.render('gallery.html', path, answers=answers, threshold=threshold)
     except OSError as error:
         raise InputError(f'--html={path}: cannot be written ({error.strerror}); choose another file') from error
 

@@ -127,8 +127,8 @@ class Index:
         return self._changed(without, [], [], False)
 
     def _changed(self, change, left_out, sources, progress) -> Self:
-        with store.written(self.path):
-            present = type(self)(self.path, self.encoder)  # Perhaps newer than this one.
+        # Perhaps newer than this one.
+        with store.written(self.path), type(self)(self.path, self.encoder) as present:
             there = {file.path: file for file in present.files() + present._files_left_out()}
             wanted = sorted(change(there).values())
             before = present.manifest['data']['sources']
@@ -149,6 +149,16 @@ class Index:
             _require_same(self.path, self.manifest, encoder)
             self._encoder = encoder
         return self._encoder
+
+    def close(self) -> None:
+        """Closes its files, which happens too when nothing refers to it any more; it answers no more."""
+        self._state.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self.embeddings)
