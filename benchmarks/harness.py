@@ -119,7 +119,7 @@ def _serve(connection, function: str, arguments: dict) -> None:
             started = time.perf_counter()
             figures = run()
             seconds = time.perf_counter() - started
-            connection.send((seconds, _peak_bytes(), figures if first else None))
+            connection.send((seconds, peak_bytes(), figures if first else None))
             first = False
     except (EOFError, KeyboardInterrupt):  # Nothing more is wanted.
         return
@@ -134,7 +134,8 @@ def _resolve(function: str) -> Callable:
     return getattr(importlib.import_module(module), name)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Returns the highest resident memory of this process."""
     # getrusage's peak begins with that of the process that started this one.
     status = pathlib.Path('/proc/self/status').read_text()
     return 1024 * int(status.partition('VmHWM:')[2].split()[0])

@@ -29,11 +29,12 @@ SECTIONS = (
     'scaling',
     'feed',
     'search',
+    'index',
     'gpu',
 )  # in the file's order
 _PACKAGES = (
     *('jax', 'flax', 'optax', 'tensorflow-cpu', 'keras', 'torch', 'pytorch-metric-learning', 'faiss-cpu'),
-    *('scikit-learn', 'numpy'),
+    *('scikit-learn', 'numpy', 'tensorflow-similarity', 'nmslib'),
 )
 
 

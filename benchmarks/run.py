@@ -7,7 +7,7 @@ import importlib
 import sys
 
 # A module each, with TITLE and measure() -> Markdown.
-BENCHMARKS = ('step', 'convolutions', 'neighbours', 'retrieval', 'growth', 'scaling', 'feed', 'search')
+BENCHMARKS = ('step', 'convolutions', 'neighbours', 'retrieval', 'growth', 'scaling', 'feed', 'search', 'index')
 ON_A_GPU = ('gpu',)  # Run where they are named.
 
 

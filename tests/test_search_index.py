@@ -12,7 +12,7 @@ from search_folders import DIMENSIONS, make_encoder, make_folder, pixels, write_
 
 from simclr_cifar import files
 from simclr_cifar.config import InputError
-from simclr_cifar.search import Index, approximate
+from simclr_cifar.search import Index, approximate, nearest
 from simclr_cifar.search.encoder import BATCH
 
 
@@ -193,16 +193,41 @@ def test_a_graph_finds_nearly_all_and_tells_how_many(tmp_path, encoder, folder):
         Index.open(index.path, encoder)
 
 
-def test_a_graph_s_recall_is_measured(tmp_path, monkeypatch):
-    rows = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    narrow = approximate.make(rows, tmp_path / 'graph')
-    assert narrow['recall'] >= 0.97
-    monkeypatch.setattr(approximate, 'RECALL', 2)
-    assert approximate.make(rows, tmp_path / 'graph') == {'width': 1024, 'recall': pytest.approx(1, abs=0.002)}
+def on_a_surface(count, seed):
+    """Rows of unit norm in 32 dimensions that 6 numbers each decide: float32 [count, 32]."""
+    rng, weights = np.random.default_rng(seed), np.random.default_rng(0).normal(size=(38, 32))
+    rows = np.tanh(rng.normal(size=(count, 6)) @ weights[:6]) @ weights[6:]
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_a_graph_s_recall_is_that_of_what_is_not_in_it(tmp_path, monkeypatch):
+    rows, others = on_a_surface(5000, 1), on_a_surface(500, 2)
+    _, wanted = nearest.top_k(others, rows, 10)
+
+    def recall(made):
+        _, found = approximate.Approximate(tmp_path / 'graph', made['width']).top_k(others, 10)
+        return np.mean([len(set(some) & set(true)) / 10 for some, true in zip(found, wanted, strict=True)])
+
+    # So narrow that it misses some: rows that are in it would find nearly all.
     monkeypatch.setattr(approximate, '_WIDTHS', (1,))
-    monkeypatch.setattr(approximate.Approximate, 'top_k', lambda self, queries, k: (None, np.zeros((len(queries), k))))
-    assert approximate.make(rows, tmp_path / 'graph')['recall'] < 0.01
+    made = approximate.make(rows, tmp_path / 'graph')
+    assert made['recall'] == pytest.approx(recall(made), abs=0.03)
+    assert made['recall'] < 0.9
+    monkeypatch.setattr(approximate, '_WIDTHS', (1, 512))
+    made = approximate.make(rows, tmp_path / 'graph')
+    assert (made['width'], recall(made)) == (512, pytest.approx(made['recall'], abs=0.01))
+    # Every row is in it, under its own number.
+    _, found = approximate.Approximate(tmp_path / 'graph', 512).top_k(rows, 1)
+    assert np.mean(found[:, 0] == np.arange(len(rows))) > 0.999
+
+
+@pytest.mark.parametrize('count', [1, 2, 19, 20, 21])
+def test_a_graph_of_few_is_one(tmp_path, count):
+    rows = on_a_surface(count, 1)
+    made = approximate.make(rows, tmp_path / 'graph')
+    assert made == {'width': 16, 'recall': 1}
+    _, found = approximate.Approximate(tmp_path / 'graph', 16).top_k(rows, 1)
+    assert found[:, 0].tolist() == list(range(count))
 
 
 def test_arrays_of_another_shape_are_refused(index):
