@@ -144,7 +144,7 @@ def _memory(config, training: data.Dataset) -> str:
     seconds = time.monotonic() - started
     num_bytes = needed.temp_size_in_bytes + needed.argument_size_in_bytes
     num_bytes += needed.output_size_in_bytes - needed.alias_size_in_bytes
-    free = parallel.free_memory()
+    free = parallel.free_memory(processes.on_this_host())
     told = f'{feed}; training takes {num_bytes / _GIB:.2f} GiB of a device, {free / _GIB:.1f} are there'
     if num_bytes > free:
         raise InputError(f'{told}; lower --config.groups_per_batch, or take more devices')

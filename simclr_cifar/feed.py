@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_cifar import parallel, pieces, sampling, step
+from simclr_cifar import parallel, pieces, processes, sampling, step
 from simclr_cifar.data import Dataset
 
 _LARGEST_SHARE = 0.5  # of a device's free memory, for all images
@@ -22,9 +22,12 @@ _CHUNKS_AHEAD = 2  # read before they are asked for, and given to the device bef
 
 
 def is_resident(config: ml_collections.ConfigDict, training: Dataset) -> bool:
-    """Whether devices are to hold all training images: as the config says, or where they have room for them."""
+    """Whether devices are to hold all training images: as the config says, or where they have room for them.
+
+    All processes have to ask.
+    """
     if config.resident == 'auto':
-        return training.images.nbytes <= _LARGEST_SHARE * parallel.free_memory()
+        return training.images.nbytes <= _LARGEST_SHARE * parallel.free_memory(processes.on_this_host())
     return config.resident == 'yes'
 
 

@@ -112,13 +112,17 @@ def is_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == 'cpu'
 
 
-def free_memory() -> int:
-    """Returns the bytes of memory that each device of this process has left for this program."""
+def free_memory(sharing: int = 1) -> int:
+    """Returns the bytes of memory that each device of this process has left for this program.
+
+    Args:
+      sharing: how many processes of it, with as many devices each, share the host's memory.
+    """
     devices = jax.local_devices()
     told = devices[0].memory_stats() or {}
     if 'bytes_limit' in told:
         return told['bytes_limit'] - told.get('bytes_in_use', 0)
-    return psutil.virtual_memory().available // len(devices)
+    return psutil.virtual_memory().available // (len(devices) * sharing)
 
 
 def describe(mesh: Mesh) -> str:

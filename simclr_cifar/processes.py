@@ -82,9 +82,12 @@ def together(
             f'a computation, or a transfer between processes, failed ({str(error).splitlines()[0]}): most likely one '
             f'of them has ended; {_REMEDY}'
         )
+        # A leader that was stopped does not listen, and telling it would take for ever.
+        telling = threading.Thread(target=_fail, args=(line,), daemon=True)
+        telling.start()
+        telling.join(5 * _BEAT)
         if not is_leader():
-            _end(line)  # It may have been the leader, who would be told in vain.
-        _fail(line)
+            _end(line)
         raise ProcessLost(line) from error
     except Exception as error:
         leaving.set()
@@ -189,6 +192,17 @@ def everywhere(well: bool) -> bool:
     """Returns whether it is so in every process; all have to ask."""
     meet()
     return bool(np.all(multihost_utils.process_allgather(np.array(well))))
+
+
+def on_this_host() -> int:
+    """Returns how many of the processes are on this one's host; all have to ask."""
+    client = distributed.global_state.client
+    if client is None:
+        return 1
+    own, name = socket.gethostname(), f'hosts/{next(_agreements)}/'
+    client.key_value_set(f'{name}{distributed.global_state.process_id}', own)
+    meet()
+    return sum(host == own for _, host in client.key_value_dir_get(name))
 
 
 def meet() -> None:

@@ -116,5 +116,5 @@ def test_images_that_cannot_be_read_end_training(training):
     [('auto', 2.0, True), ('auto', 1.9, False), ('yes', 0.1, True), ('no', 100.0, False)],
 )
 def test_images_stay_on_the_devices_where_there_is_room(training, resident, free, expected, monkeypatch):
-    monkeypatch.setattr(parallel, 'free_memory', lambda: free * training.images.nbytes)
+    monkeypatch.setattr(parallel, 'free_memory', lambda sharing: free * training.images.nbytes)
     assert feed.is_resident(make_config(resident=resident), training) == expected

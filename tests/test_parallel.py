@@ -1,3 +1,5 @@
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -38,3 +40,8 @@ def test_the_mean_of_gradients_over_replicas_is_not_scaled():
     mapped = parallel.pmapped(gradient, mesh, in_specs=(parallel.REPLICATED, parallel.SPLIT))
     batch = np.arange(8, dtype=np.float32)
     np.testing.assert_allclose(mapped(np.float32(1), batch), batch.mean())
+
+
+def test_free_memory_is_shared(monkeypatch):
+    monkeypatch.setattr(parallel.psutil, 'virtual_memory', lambda: types.SimpleNamespace(available=4800))
+    assert [parallel.free_memory(sharing) for sharing in (1, 3)] == [4800 // 8, 4800 // 24]

@@ -18,10 +18,12 @@ SMALL = [
 
 @pytest.fixture(scope='module')
 def two_processes(tmp_path_factory):
-    """A run of two processes."""
+    """A run of two processes, which share this host's memory."""
     run = tmp_path_factory.mktemp('two') / 'run'
-    with started(2, *SMALL, f'--workdir={run}') as group:
+    told = "parallel.free_memory = lambda sharing: print('sharing', sharing, flush=True) or 2**40"
+    with started(2, *SMALL, f'--workdir={run}', first=f'from simclr_cifar import parallel; {told}') as group:
         ended = finish(group)
+    assert all('sharing 2\n' in output for _, output, _ in ended)
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert 'Training on 2 of 2 cpu in 2 processes' in ended[0][1]
     assert 'epoch' not in ended[1][1]
@@ -107,6 +109,23 @@ def test_what_fails_in_one_ends_all_with_its_reason(tmp_path):
     (line,) = errors_of(errors)
     assert 'seed was 5 and is 0' in line
     assert errors_of(other_errors) == [line.replace('error: ', 'error: process 0 failed: ')]
+
+
+def test_a_device_that_fails_in_one_ends_all_with_its_reason(tmp_path):
+    broken = (
+        'import jax, sys; from simclr_cifar import beginning; '
+        "lost = jax.errors.JaxRuntimeError('INTERNAL: the device is lost'); "
+        "'--process_id=1' in sys.argv and setattr("
+        "beginning, 'require_trainable', lambda *_: (_ for _ in ()).throw(lost))"
+    )
+    since = time.monotonic()
+    with started(2, *SMALL, f'--workdir={tmp_path / "run"}', first=broken) as group:
+        (status, _, errors), (other_status, _, other_errors) = finish(group)
+    assert time.monotonic() - since < 45  # Sooner than it would be missed.
+    assert (status, other_status) == (1, 1)
+    (line,) = errors_of(other_errors)
+    assert 'INTERNAL: the device is lost' in line
+    assert errors_of(errors) == [line.replace('error: ', 'error: process 1 failed: ')]
 
 
 @pytest.mark.parametrize(
