@@ -20,7 +20,7 @@ from simclr_cifar.trained import Trained
 
 _TOLERANCE = 1e-4  # between JAX's embeddings and the exported file's
 _TRIED = (1, 5)  # images in a batch
-_SCORES = ('pair_accuracy', 'precision_at_1', 'precision_at_10', 'knn_accuracy_k200', 'map_at_r')
+_SCORES = ('pair_accuracy', 'precision_at_1', 'precision_at_10', 'knn_accuracy_k200', 'map_at_r', 'view_accuracy')
 
 
 def export(run: RunFolder, to: pathlib.Path, epoch: int | None = None) -> dict:
