@@ -56,8 +56,8 @@ def write_report(run: RunFolder) -> None:
     history, evaluations = run.read_history(), run.evaluations()
     epoch, class_names = final['epoch'], described['class_names']
     has_classes, title = len(class_names) > 1, config_lib.title(described['config']['dataset'])
-    if has_classes:
-        title = f'{len(class_names)} classes of {title}'
+    if class_names != [title]:  # A folder's only class is called as the folder is.
+        title = f'{f"{len(class_names)} classes" if has_classes else class_names[0]} of {title}'
     headlines = HEADLINES if has_classes else _VIEW_HEADLINES
     known = reference(described)
     chance_loss, chance_accuracy = described['chance_loss'], described['chance_accuracy']
