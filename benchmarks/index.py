@@ -134,7 +134,7 @@ def building(count: int):
 
     def embed(pictures):
         outputs = pictures.reshape(len(pictures), -1).astype(np.float32) @ weights
-        return outputs / np.linalg.norm(outputs, axis=1, keepdims=True)
+        return outputs / np.maximum(np.linalg.norm(outputs, axis=1, keepdims=True), 1e-9)
 
     about = {'fingerprint': '0', 'class_names': [], 'image_shape': (_SIDE, _SIDE, 3), 'embedding_dim': _DIMENSIONS}
     encoder = Encoder(pathlib.Path('made'), about, embed)

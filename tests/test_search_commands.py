@@ -15,7 +15,7 @@ from search_folders import make_encoder, make_folder, pixels, write_picture
 
 from simclr_cifar import commands, data
 from simclr_cifar.config import DatasetNotFound
-from simclr_cifar.search import Index
+from simclr_cifar.search import Index, approximate
 from simclr_cifar.search import __main__ as search
 from simclr_cifar.search import index as indices
 
@@ -61,6 +61,15 @@ def test_matches_are_a_line_each(built, tmp_path, capsys):
     assert float(second.split()[0]) < 1
     assert run('query', built, f'--image={picture}', '-k', '2', '--threshold=none', '--class=dog') == 0
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ['dog', 'dog']
+
+
+def test_a_graph_that_finds_too_few_is_told(built, tmp_path, capsys, monkeypatch):
+    build = 'build', '--checkpoint=run', f'--images={tmp_path / "pictures"}', built, '--ann'
+    assert run(*build) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == 'Approximate search: finds 100.0 % of the 10 nearest'
+    monkeypatch.setattr(approximate, 'RECALL', 1.1)
+    assert run(*build) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith('nearest; an index without --ann finds all of them')
 
 
 def test_json_and_standard_input(built, capsys, monkeypatch, tmp_path):

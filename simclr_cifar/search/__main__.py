@@ -20,7 +20,7 @@ from PIL import Image
 
 from simclr_cifar import commands, compiled
 from simclr_cifar.config import DatasetNotFound, InputError
-from simclr_cifar.search import duplicates, gallery, pictures
+from simclr_cifar.search import approximate, duplicates, gallery, pictures
 from simclr_cifar.search.encoder import Encoder, load_encoder
 from simclr_cifar.search.index import Index
 
@@ -59,7 +59,8 @@ def _told(change) -> int:
     counts += [f'{len(left_out):,} files left out'] if left_out else []
     print(_line(f'{index.path}: {", ".join(counts)}, in {time.monotonic() - since:.1f} s'))
     if graph := index.manifest['graph']:
-        print(f'Approximate search: finds {100 * graph["recall"]:.1f} % of the 10 nearest')
+        few = '' if graph['recall'] >= approximate.RECALL else '; an index without --ann finds all of them'
+        print(f'Approximate search: finds {100 * graph["recall"]:.1f} % of the 10 nearest{few}')
     return 0
 
 
