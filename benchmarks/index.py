@@ -35,6 +35,7 @@ def vectors(count: int, kind: str, seed: int = 0) -> np.ndarray:
     """Returns float32 [count, _DIMENSIONS] of unit norm; the kind is 'curved' or 'scattered'."""
     rng = np.random.default_rng(seed)
     if kind == 'curved':
+        # The second begins with the first, which is no matter.
         first, second = (
             np.random.default_rng(1).normal(size=(rows, _DIMENSIONS)).astype(np.float32) for rows in (16, _DIMENSIONS)
         )
@@ -142,9 +143,11 @@ def building(count: int):
     resident = harness.peak_bytes()
 
     def run():
-        with tempfile.TemporaryDirectory() as index:
-            Index.build(index, encoder, folder).close()
-        shutil.rmtree(folder)
+        try:
+            with tempfile.TemporaryDirectory() as index:
+                Index.build(index, encoder, folder).close()
+        finally:
+            shutil.rmtree(folder)
         return {'before': resident}
 
     return run

@@ -179,6 +179,10 @@ def require_fit(config: ml_collections.ConfigDict, image_shape: tuple[int, ...])
             f'--config.crop_padding={config.crop_padding}: mirrors at most {min(height, width) - 1} pixels of images '
             f'of {height}x{width}'
         )
+    if config.pairs != 'class' and set(names) == {_ALTERNATING}:
+        raise InputError(
+            f'--config.augmentation={config.augmentation}: mirrors both views of an image alike; add another operation'
+        )
     for name in ('colour_jitter', 'greyscale'):
         if name in names and channels != 3:
             raise InputError(f'--config.augmentation={config.augmentation}: {name} needs images in colour')

@@ -7,7 +7,7 @@ import zlib
 import ml_collections
 import numpy as np
 
-from simclr_cifar import augment, data, models, objectives, parallel, processes
+from simclr_cifar import augment, data, models, objectives, parallel, processes, views
 from simclr_cifar import config as config_lib
 from simclr_cifar.config import InputError
 from simclr_cifar.data import Dataset
@@ -27,6 +27,8 @@ def require_trainable(config: ml_collections.ConfigDict, training: Dataset) -> N
     objectives.require_fit(config, len(training.class_names))
     models.require_fit(config, training.images.shape[1:])
     augment.require_fit(config, training.images.shape[1:])
+    if not training.has_classes:
+        views.require_fit(config)
     if not config.with_replacement:
         data.require_images(training, config)
 

@@ -8,7 +8,8 @@ import re
 
 import ml_collections
 
-FOLDER = 'folder:'  # begins the name of a dataset that is a folder of images
+# They begin the name of a dataset that is a folder of images: of a class in each sub-folder, or of none.
+FOLDER, IMAGES = 'folder:', 'images:'
 
 
 class InputError(Exception):
@@ -28,7 +29,7 @@ def defaults() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
     # Data.
-    config.dataset = 'cifar10'  # or 'digits', 'folder:PATH', or another dataset's name in TFDS
+    config.dataset = 'cifar10'  # or 'digits', 'folder:PATH', 'images:PATH', or another dataset's name in TFDS
     config.image_size = 0  # pixels, of both sides, which images are scaled to; 0: as they are
     config.classes = ''  # comma-separated names, relabelled in that order; '' leaves it to num_classes
     config.num_classes = 0  # the first so many classes of the dataset; 0: all
@@ -205,7 +206,7 @@ def _validate_pairs(config: ml_collections.ConfigDict) -> None:
     """Checks that the pairs have something to tell them apart."""
     if config.pairs == 'class':
         return
-    if config.augmentation == 'none':
+    if config.augmentation.strip() in ('', 'none'):
         raise InputError(
             f'--config.pairs={config.pairs}: two views of an image are equal without --config.augmentation; '
             "choose one, as 'simclr'"
@@ -256,7 +257,9 @@ def study_run(config: ml_collections.ConfigDict, subset: int | str, seed: int) -
 
 def title(dataset: str) -> str:
     """Returns what a dataset is called where there is little room: of a folder, its last name."""
-    return re.split(r'[\\/]', dataset.removeprefix(FOLDER).rstrip('\\/'))[-1] if dataset.startswith(FOLDER) else dataset
+    if not dataset.startswith((FOLDER, IMAGES)):
+        return dataset
+    return re.split(r'[\\/]', dataset.partition(':')[2].rstrip('\\/'))[-1]
 
 
 def unknown_field(name: str) -> str:

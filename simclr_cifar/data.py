@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 
 from simclr_cifar import folders, sampling, sources
-from simclr_cifar.config import FOLDER, InputError
+from simclr_cifar.config import FOLDER, IMAGES, InputError
 
 _TEST_FRACTION = 0.2  # of the images of a dataset that has none for testing
 
@@ -81,7 +81,8 @@ def load(
     """Returns a whole split, decoded; None: the dataset has no test split.
 
     Args:
-      name: 'cifar10', 'digits', 'folder:PATH' of a folder of images, or another dataset's name in TFDS.
+      name: 'cifar10', 'digits', 'folder:PATH' of images in a sub-folder for each class, 'images:PATH' of images of no
+        class, or another dataset's name in TFDS.
       split: 'train' or 'test'.
       data_dir: where TFDS keeps its datasets; None: the environment's TFDS_DATA_DIR, else TFDS's own default, the one
         place that a missing dataset is downloaded to.
@@ -94,8 +95,8 @@ def load(
     """
     if name == 'digits':
         arrays = sources.load_digits(split, image_size)
-    elif name.startswith(FOLDER):
-        arrays = folders.load(name.removeprefix(FOLDER), split, cache_dir, image_size)
+    elif name.startswith((FOLDER, IMAGES)):
+        arrays = folders.load(name, split, cache_dir, image_size)
     else:
         arrays = sources.load_prepared(name, split, data_dir, cache_dir, image_size)
     return arrays and Dataset(name, *arrays)
@@ -134,8 +135,9 @@ def select(dataset: Dataset, classes: str = '', num_classes: int = 0, at_least: 
         if len(known) == 1:
             flag = f'--config.dataset={dataset.name}'
         raise InputError(
-            f'{flag}: contrasting classes needs at least {at_least}, and there is one, {chosen[0]!r}; images without '
-            'classes are told from each other with --config.pairs=views, as in configs/simclr_r18.py'
+            f'{flag}: contrasting needs at least {at_least} classes, and there is one, {chosen[0]!r}; give more, of a '
+            'folder as sub-folders; or tell images from each other alone with --config.pairs=views, as '
+            'configs/simclr_r18.py does'
         )
     return _only(dataset, chosen)
 
@@ -183,9 +185,10 @@ def require_pairs(dataset: Dataset, split: str) -> None:
         dataset.class_names, np.bincount(dataset.labels, minlength=len(dataset.class_names)), strict=True
     ):
         if count < 2:
+            leave_out = 'leave the class out with --classes, ' if dataset.has_classes else ''
             raise InputError(
                 f'--config.dataset={dataset.name}: the class {name!r} has {count} {split} image(s), a pair needs 2; '
-                'leave the class out with --classes, add to it, or change --config.validation_fraction or test_fraction'
+                f'{leave_out}add to it, or change --config.validation_fraction or test_fraction'
             )
 
 

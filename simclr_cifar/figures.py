@@ -87,7 +87,9 @@ def accuracy_curve(
         if epochs:
             values = 100 * np.array([[figures[epoch][name] for epoch in epochs] for figures in evaluations])
             _band(axes, epochs, values, style, colour, label)
-    axes.axhline(100 * chance, color=_GREY, linestyle='--', linewidth=1.2, label=f'chance, {100 * chance:.1f}')
+    has_classes = not any(name.endswith('/view_accuracy') for figures in evaluations[0].values() for name in figures)
+    of = 'chance' if has_classes else 'chance of training batches'  # Of views it depends on how many there are.
+    axes.axhline(100 * chance, color=_GREY, linestyle='--', linewidth=1.2, label=f'{of}, {100 * chance:.1f}')
     _reference(axes, {epoch: accuracy for epoch, (_, accuracy) in reference.items()})
     axes.set_ylim(0, 100)
     _legend(figure)

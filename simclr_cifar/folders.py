@@ -7,32 +7,33 @@ import pathlib
 import re
 
 from simclr_cifar import cache, decoding
-from simclr_cifar.config import InputError
+from simclr_cifar.config import FOLDER, IMAGES, InputError
 
 _TEST = ('test', 'validation', 'val')
 _AWAY = 'a link that leads out of the folder'
 
 
-def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache.Arrays | None:
+def load(name: str, split: str, cache_dir: str | None, image_size: int) -> cache.Arrays | None:
     """Returns the images in a folder's sub-folders, each of which is a class, through the cache; None: no test split.
 
     The sub-folders are those of train/ and test/ (or validation/, or val/), where there is a train/: else of the folder
-    itself, and there is no test split. A class's own sub-folders belong to it. Where there are none, all images are of
-    one class, named after the folder. Hidden files are no part of a dataset; files that are no images or in no class,
-    and links that lead out of the folder, are left out.
+    itself, and there is no test split. A class's own sub-folders belong to it. Where there are none, or none are asked
+    for, all images are of one class, named after the folder. Hidden files are no part of a dataset; files that are no
+    images or in no class, and links that lead out of the folder, are left out.
 
     Args:
-      path: the folder.
+      name: 'folder:PATH', or 'images:PATH', which asks for no classes.
       split: 'train' or 'test'.
       cache_dir: as `data.load`.
       image_size: as `decoding.decode`.
 
     Raises:
-      InputError: there is no such folder, it holds no images, or these differ in size.
+      InputError: there is no such folder, it holds no images, these differ in size, or but one split has classes.
     """
-    flag, root = f'--config.dataset=folder:{path}', pathlib.Path(os.path.expanduser(path))
+    kind, _, path = name.partition(':')
+    flag, root = f'--config.dataset={name}', pathlib.Path(os.path.expanduser(path))
     if not path.isprintable():
-        raise InputError(f'--config.dataset=folder:{path!a}: is a name that cannot be printed; give the folder another')
+        raise InputError(f'--config.dataset={kind}:{path!a}: is a name that cannot be printed; give the folder another')
     try:
         if not path or not root.is_dir():
             raise InputError(f'{flag}: there is no such folder; give one with a sub-folder of images for each class')
@@ -40,21 +41,26 @@ def load(path: str, split: str, cache_dir: str | None, image_size: int) -> cache
         if (root / 'train').is_dir():
             tests = [root / name for name in _TEST if (root / name).is_dir()]
             parts = {'train': root / 'train', 'test': tests[0] if tests else None}
-        found = [entry for part in parts.values() if part for entry in _sub_folders(part)]
+        found = [entry for part in parts.values() if part and name.startswith(FOLDER) for entry in _sub_folders(part)]
         sub_folders = sorted({entry.name for entry in found if not _leads_out(entry, root)})
-        classes = sub_folders or [root.resolve().name or 'images']
-        for name in classes:
-            if not name.isprintable():
-                raise InputError(f'{flag}: {name!a} is a name that cannot be printed; give the folder another')
+        classes = sub_folders or [os.path.basename(os.path.abspath(root)) or 'images']
+        for each in classes:
+            if not each.isprintable():
+                raise InputError(f'{flag}: {each!a} is a name that cannot be printed; give the folder another')
         folder = parts[split]
         if folder is None:
             return None
+        if sub_folders and not _sub_folders(folder):
+            raise InputError(
+                f'{flag}: {folder} has no sub-folders of classes, as the other split has; give it some, or leave all '
+                f'classes out with --config.dataset={IMAGES}{path}'
+            )
         files, left_out = _files(root, folder, sub_folders)
         # Their times, not their bytes: reading those of a large folder would take as long as decoding it.
         digest = hashlib.sha256(f'format 2, {image_size}, {classes}, {root.absolute()}'.encode())
-        for name, label, file in files:
+        for inside, label, file in files:
             told = file.stat()
-            line = f'{name}, {label}, {told.st_size}, {told.st_mtime_ns}, {told.st_ctime_ns}\n'
+            line = f'{inside}, {label}, {told.st_size}, {told.st_mtime_ns}, {told.st_ctime_ns}\n'
             digest.update(line.encode(errors='surrogateescape'))
         digest.update('\n'.join(left_out).encode())
     except OSError as error:

@@ -82,10 +82,7 @@ def together(
             f'a computation, or a transfer between processes, failed ({str(error).splitlines()[0]}): most likely one '
             f'of them has ended; {_REMEDY}'
         )
-        # A leader that was stopped does not listen, and telling it would take for ever.
-        telling = threading.Thread(target=_fail, args=(line,), daemon=True)
-        telling.start()
-        telling.join(5 * _BEAT)
+        _fail(line)
         if not is_leader():
             _end(line)
         raise ProcessLost(line) from error
@@ -111,9 +108,16 @@ def _leave(name: str, timeout: int) -> bool:
 
 def _fail(reason: str) -> None:
     """Tells the other processes, which ends them."""
-    key = f'failed/{distributed.global_state.process_id}'
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        distributed.global_state.client.key_value_set(key, ' '.join(reason.split()))
+
+    def tell():
+        key = f'failed/{distributed.global_state.process_id}'
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            distributed.global_state.client.key_value_set(key, ' '.join(reason.split()))
+
+    # A leader that was stopped does not listen, and telling it would take for ever.
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
+    telling.join(5 * _BEAT)
     if is_leader():
         time.sleep(3 * _BEAT)  # What it says is heard as long as it is there.
 

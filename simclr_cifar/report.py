@@ -31,10 +31,6 @@ HEADLINES = {
     'linear_probe_accuracy': ('linear probe', 'ridge regression on the training embeddings'),
     'map_at_r': ('MAP@R', 'ranking quality over all images of the class'),
 }
-# Of images without classes.
-_VIEW_HEADLINES = {
-    'view_accuracy': ('view accuracy', "an image's view finds its other view among all images'"),
-}
 UNSEEN = {
     'test/precision_at_10': 'seen classes, precision at 10',
     'unseen/precision_at_10': 'unseen classes, precision at 10',
@@ -55,10 +51,12 @@ def write_report(run: RunFolder) -> None:
     described, final = run.read_json(run.config), run.read_json(run.metrics)
     history, evaluations = run.read_history(), run.evaluations()
     epoch, class_names = final['epoch'], described['class_names']
-    has_classes, title = len(class_names) > 1, config_lib.title(described['config']['dataset'])
-    if class_names != [title]:  # A folder's only class is called as the folder is.
-        title = f'{f"{len(class_names)} classes" if has_classes else class_names[0]} of {title}'
-    headlines = HEADLINES if has_classes else _VIEW_HEADLINES
+    has_classes = len(class_names) > 1
+    what = f'{len(class_names)} classes' if has_classes else f'images of {class_names[0]}'
+    title = f'{what} of {config_lib.title(described["config"]["dataset"])}'
+    if not has_classes and not described['unseen_class_names']:  # A folder's only class is called as the folder is.
+        title = class_names[0]
+    headlines = HEADLINES if has_classes else _view_headlines(described['images']['test'])
     known = reference(described)
     chance_loss, chance_accuracy = described['chance_loss'], described['chance_accuracy']
 
@@ -146,6 +144,16 @@ def explorer(run: RunFolder) -> dict:
         'test',
         pages.project(pictures['projection_embedding']),
     )
+
+
+def _view_headlines(count: int) -> dict[str, tuple[str, str]]:
+    """Returns HEADLINES of a run on images without classes, of which so many are scored."""
+    return {
+        'view_accuracy': (
+            'view accuracy',
+            f"an image's view finds its other view among those of all {count:,} (chance {100 / count:.1f} %)",
+        )
+    }
 
 
 def _cards(final: dict[str, float], headlines: dict[str, tuple], as_reference: bool) -> list[tuple[str, str, str]]:

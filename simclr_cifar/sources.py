@@ -23,7 +23,7 @@ from simclr_cifar.config import DatasetNotFound, InputError
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 
 _RECORDS = 512  # read at a time
-_KNOWN = "cifar10, digits, folder:PATH and, by TFDS's name, what it has prepared in --data_dir"
+_KNOWN = "cifar10, digits, folder:PATH, images:PATH and, by TFDS's name, what it has prepared in --data_dir"
 
 
 def load_digits(split: str, image_size: int) -> cache.Arrays:

@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 
 from simclr_cifar import augment, neighbours, representation
+from simclr_cifar.config import InputError
 from simclr_cifar.data import Dataset, Rows
 
 
@@ -29,6 +30,19 @@ class View:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return self.see(np.asarray(self.images[rows]), rows.start or 0, self.epoch)
+
+
+def require_fit(config: ml_collections.ConfigDict) -> None:
+    """Checks that an image's views differ.
+
+    Raises:
+      InputError: they do not, to embeddings of an image and its mirror image.
+    """
+    if config.flip_averaging and set(augment.operations(config)) <= {'flip', 'alternating_flip'}:
+        raise InputError(
+            f'--config.augmentation={config.augmentation}: only flips, to which --config.flip_averaging is blind, and '
+            "images without classes are told from each other by their views; add another operation, as in 'simclr'"
+        )
 
 
 def with_views(config: ml_collections.ConfigDict, splits: dict[str, Dataset]) -> dict[str, Dataset]:

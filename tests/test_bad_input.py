@@ -56,6 +56,7 @@ STUDY = ['--mode=study', '--config=configs/study.py', '--config.dataset=digits']
         ([SMOKE, '--config.optimizer=adagrad'], '--config.optimizer=adagrad: must be one of'),
         ([SMOKE, '--config.augmentation=flip,flap'], "there is no 'flap'"),
         ([SMOKE, '--config.pairs=views'], 'two views of an image are equal without --config.augmentation'),
+        ([SMOKE, '--config.pairs=views', '--config.augmentation='], 'are equal without --config.augmentation'),
         (
             [SMOKE, '--config.pairs=views', '--config.augmentation=simclr'],
             "--config.negatives=group: a group of 'views'",

@@ -41,7 +41,8 @@ def test_collapsed_embeddings_are_warned_of():
     assert 'nearly equal' in log.symptoms(HEALTHY, equal, CHANCE, 10)['collapse']
     line = equal * np.where(np.arange(256) % 2, 1, -1)[:, None]
     assert 'effective rank of the embeddings is 1.00 of 8' in log.symptoms(HEALTHY, line, CHANCE, 10)['collapse']
-    assert log.symptoms(HEALTHY, line, CHANCE, 2) == {}  # Of two classes the best there is.
+    # Of two classes a line is all there can be; of images without classes it is not.
+    assert [len(log.symptoms(HEALTHY, line, CHANCE, num_classes)) for num_classes in (1, 2, 3)] == [1, 0, 1]
     assert 'collapse' in log.symptoms(HEALTHY, np.zeros((256, 8), np.float32), CHANCE, 10)
 
 

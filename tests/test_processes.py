@@ -1,8 +1,10 @@
 """Several processes on this machine, as a person or a cluster starts them."""
 
+import itertools
 import json
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
@@ -153,6 +155,25 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
     for _, _, errors in ended:
         assert '--config.groups_per_batch=3: 2 processes cannot share' in errors_of(errors)[0]
     assert not (tmp_path / 'run').exists()
+
+
+def test_those_on_this_host_are_counted(monkeypatch):
+    hosts = {'hosts/7/0': 'here', 'hosts/7/1': 'there', 'hosts/7/2': 'here'}
+    client = types.SimpleNamespace(key_value_set=hosts.__setitem__, key_value_dir_get=lambda _: hosts.items())
+    monkeypatch.setattr(processes.distributed, 'global_state', types.SimpleNamespace(client=client, process_id=0))
+    monkeypatch.setattr(processes, '_agreements', itertools.count(7))
+    monkeypatch.setattr(processes, 'meet', lambda: None)
+    monkeypatch.setattr(processes.socket, 'gethostname', lambda: 'here')
+    assert processes.on_this_host() == 2
+
+
+def test_a_leader_that_does_not_listen_keeps_no_one(monkeypatch):
+    client = types.SimpleNamespace(key_value_set=lambda *_: time.sleep(60))
+    monkeypatch.setattr(processes.distributed, 'global_state', types.SimpleNamespace(client=client, process_id=1))
+    monkeypatch.setattr(processes, '_BEAT', 0.01)
+    since = time.monotonic()
+    processes._fail('a reason')
+    assert time.monotonic() - since < 30
 
 
 def test_a_process_alone_agrees_with_itself():

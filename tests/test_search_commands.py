@@ -103,9 +103,9 @@ def test_a_gallery_is_one_file_that_shows_them(built, tmp_path, capsys):
     assert run(*query, '--threshold=0.9999') == 0
     text = page.read_text()
     assert text.count('No match') == 2
-    assert 'where its 10th nearest is at least 0.9999 like it' in text
+    assert 'where 10 pictures are at least 0.9999 like it' in text
     nearest = np.sort(Index.open(tmp_path / 'index').embeddings @ make_encoder().embed([pixels(99)])[0])
-    assert f'No match: its 10th nearest picture is {nearest[-10]:.4f} like it' in text
+    assert f'No match: the last of the 10 nearest is only {nearest[-10]:.4f} like it' in text
     assert run(*query, '--threshold=none') == 0
     text = page.read_text()
     assert_holds_everything_itself(text)

@@ -257,6 +257,10 @@ def test_a_finished_study_is_only_written_again(finished, small_cifar10, cache_d
         ({'subsets': (4, 'truck,car')}, r"--config\.subsets.*no class 'car'"),
         ({'subsets': (11,)}, r'--config\.subsets.*only 10 classes'),
         ({'subsets': (1,)}, r'--config\.subsets.*at least 2 classes'),
+        (
+            {'subsets': (1,), 'pairs': 'views', 'objective': 'nt_xent', 'augmentation': 'flip'},
+            r'--config\.subsets.*a study compares classes',
+        ),
         ({'validation_fraction': 0.02}, r"'airplane' has 1 validation image\(s\), a pair needs 2"),
         ({'validation_fraction': 0.005}, r"'airplane' has 0 validation image\(s\)"),
     ],

@@ -6,12 +6,26 @@ import jax
 import numpy as np
 import pytest
 from conftest import class_images
-from image_files import encoded
+from PIL import Image
 from selenium.webdriver.common.by import By
 
-from simclr_cifar import augment, beginning, data, evaluate, files, models, parallel, reevaluate, report, step, train
+from simclr_cifar import (
+    augment,
+    beginning,
+    data,
+    evaluate,
+    files,
+    models,
+    parallel,
+    pictures,
+    reevaluate,
+    report,
+    step,
+    train,
+)
 from simclr_cifar import config as config_lib
 from simclr_cifar import views as views_lib
+from simclr_cifar.config import InputError
 
 
 def make_config(**fields):
@@ -124,8 +138,9 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp('views')
     (root / 'pets' / '.hidden').mkdir(parents=True)
     for number in range(60):
-        colour = tuple(np.random.default_rng(number).integers(0, 256, 3).tolist())
-        (root / 'pets' / f'{number:02}.png').write_bytes(encoded(size=(16, 16), colour=colour))
+        shade = np.random.default_rng(number).integers(90, 110)
+        pixels = np.random.default_rng(number + 100).normal(shade, 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / 'pets' / f'{number:02}.png')
     config = make_config(
         dataset=f'folder:{root / "pets"}', validation_fraction=0.2, num_epochs=4, milestones=(1, 2, 3), seed=1
     )
@@ -139,7 +154,14 @@ def trained(tmp_path_factory):
     return run, config, root / 'cache'
 
 
-def test_the_best_view_accuracy_chooses(trained):
+def test_the_best_view_accuracy_chooses(tmp_path):
+    run = files.RunFolder(tmp_path)
+    for epoch, accuracy in {1: 0.1, 2: 0.3, 3: 0.3, 4: 0.2}.items():
+        files.write_json(run.evaluation(epoch) / 'metrics.json', {'validation/view_accuracy': accuracy})
+    assert train._choose(run, 4, [1, 2, 3, 4]) == 2
+
+
+def test_figures_are_of_the_chosen_epoch(trained):
     run, _, _ = trained
     scores = {epoch: figures['validation/view_accuracy'] for epoch, figures in run.evaluations().items()}
     final = run.read_json(run.metrics)
@@ -166,8 +188,32 @@ def test_its_page_shows_no_classes(trained, driver):
         [float(small.text) for small in row.find_elements(By.CSS_SELECTOR, '.found small')]
         for row in driver.find_elements(By.CSS_SELECTOR, '.query')
     ]
-    assert [len(row) for row in similarities] == [10] * len(similarities)
+    assert [len(row) for row in similarities] == [10] * 12
     assert [row[0] for row in similarities] == sorted([row[0] for row in similarities], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'said'),
+    [
+        ({'augmentation': 'alternating_flip'}, 'mirrors both views of an image alike'),
+        ({'augmentation': 'flip', 'flip_averaging': True}, 'only flips, to which --config.flip_averaging is blind'),
+    ],
+)
+def test_views_that_do_not_differ_are_refused(fields, said):
+    with pytest.raises(InputError, match=said):
+        beginning.require_trainable(make_config(**fields), make_dataset(10, 0))
+    beginning.require_trainable(make_config(**fields | {'augmentation': 'pad_and_crop,flip'}), make_dataset(10, 0))
+
+
+def test_of_more_images_some_are_asked_for():
+    embeddings = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    similarities = np.sort(np.random.default_rng(1).uniform(size=(200, 5)), axis=1)[:, ::-1]
+    nearest = np.random.default_rng(2).integers(0, 200, (200, 5))
+    found = pictures.worth_a_look(make_dataset(200, 0), embeddings, nearest, similarities, np.zeros(200, int))
+    best = found['gallery_similarities'][:, 0]
+    assert len(best) == 20
+    assert np.all(np.diff(best) <= 0)
+    assert (best[0], best[-1]) == (similarities[:, 0].max(), similarities[:, 0].min())
 
 
 def test_one_class_of_several_is_enough(trained):

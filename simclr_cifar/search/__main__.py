@@ -73,7 +73,7 @@ def _query(given) -> int:
         found = [matches if near >= threshold else [] for matches, near in zip(found, nearness, strict=True)]
     if given.html:
         asked = [(name, None if name == '-' else gallery.preview(name)) for name in names]
-        gallery.write(given.html, asked, found, nearness, threshold)
+        gallery.write(given.html, asked, found, nearness, threshold, index.rank)
         print(f'Gallery: {given.html}')
         return 0
     if given.json:

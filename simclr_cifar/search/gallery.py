@@ -17,6 +17,7 @@ def write(
     found: Sequence[Sequence[Match]],
     nearness: Sequence[float],
     threshold: float | None,
+    rank: int,
 ) -> None:
     """Writes the page.
 
@@ -26,6 +27,7 @@ def write(
       found: the matches of each; none: no match.
       nearness: how like the index each is, as of `Index.look`.
       threshold: what a match has to reach; None: nothing.
+      rank: which of the nearest has to.
 
     Raises:
       InputError: the file cannot be written.
@@ -48,7 +50,7 @@ def write(
         for (name, picture), matches, near in zip(queries, found, nearness, strict=True)
     ]
     try:
-        pages.render('gallery.html', path, answers=answers, threshold=threshold)
+        pages.render('gallery.html', path, answers=answers, threshold=threshold, rank=rank)
     except OSError as error:
         raise InputError(f'--html={path}: cannot be written ({error.strerror}); choose another file') from error
 

@@ -151,8 +151,9 @@ class Index:
         return self._encoder
 
     def close(self) -> None:
-        """Closes its files, which happens too when nothing refers to it any more; it answers no more."""
+        """Lets go of its files, as it does when nothing refers to it any more; it answers no more."""
         self._state.database.close()
+        self._state = self._gallery = self.embeddings = None
 
     def __enter__(self) -> Self:
         return self
@@ -162,6 +163,11 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    @property
+    def rank(self) -> int:
+        """Which of a picture's nearest a threshold is compared with: the 10th, or the last of fewer."""
+        return min(making.RANK, len(self))
 
     def files(self) -> list[File]:
         """Returns the pictures' files, row by row."""
@@ -223,7 +229,7 @@ class Index:
         if not 1 <= k <= there:
             of_class = '' if class_name is None else f' of class {class_name!a}'
             raise InputError(f'-k {k}: the index has {there} pictures{of_class}; ask for 1 to {there}')
-        rank = min(making.RANK, len(self))
+        rank = self.rank
         similarities, found = self._nearest(embeddings, rank if rows is not None else max(k, rank))
         nearness = similarities[:, rank - 1]
         if rows is not None:
