@@ -128,7 +128,8 @@ def select(dataset: Dataset, classes: str = '', num_classes: int = 0, at_least: 
                 raise InputError(f'--classes={classes}: the class {name!r} is named twice')
     else:
         if num_classes > len(known):
-            raise InputError(f'--num_classes={num_classes}: {dataset.name} has only {len(known)} classes')
+            there = f'{len(known)} classes' if dataset.has_classes else f'one class, {known[0]!r}'
+            raise InputError(f'--num_classes={num_classes}: {dataset.name} has only {there}')
         chosen = list(known[: num_classes or len(known)])
     if len(chosen) < at_least:
         flag = f'--classes={classes}' if classes else f'--num_classes={num_classes}'

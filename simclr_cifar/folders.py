@@ -36,7 +36,9 @@ def load(name: str, split: str, cache_dir: str | None, image_size: int) -> cache
         raise InputError(f'--config.dataset={kind}:{path!a}: is a name that cannot be printed; give the folder another')
     try:
         if not path or not root.is_dir():
-            raise InputError(f'{flag}: there is no such folder; give one with a sub-folder of images for each class')
+            raise InputError(
+                f'{flag}: there is no such folder; give one of images, or of a sub-folder of them for each class'
+            )
         parts = {'train': root, 'test': None}
         if (root / 'train').is_dir():
             tests = [root / name for name in _TEST if (root / name).is_dir()]
