@@ -92,6 +92,22 @@ def test_little_is_read_ahead(training, monkeypatch):
             assert len(divided) <= 2 * (chunks + feed._CHUNKS_AHEAD)  # Pairs and images of each.
 
 
+@pytest.mark.usefixtures('convolutions_by_definition')
+def test_the_device_is_given_little_ahead(training, monkeypatch):
+    """What it is given stays in its memory until it has been trained on."""
+    config, mesh = make_config(), parallel.one_device()
+    monkeypatch.setattr(feed, '_CHUNK_BYTES', 1)  # A step at a time.
+    waited = []
+    wait = jax.block_until_ready
+    monkeypatch.setattr(jax, 'block_until_ready', lambda metrics: waited.append(metrics) or wait(metrics))
+    states, seeds = start(config, training, mesh)
+    with Feed(config, mesh, training, len(SEEDS), resident=False).epochs(states, seeds) as epoch:
+        _, metrics = epoch(states)
+    # Each step but the first two is given once the one two before it is done.
+    losses = np.concatenate([np.asarray(of_chunk['loss']) for of_chunk in waited], axis=1)
+    np.testing.assert_array_equal(losses, np.asarray(metrics['loss'])[:, : config.batches_per_epoch - 2])
+
+
 def test_images_that_cannot_be_read_end_training(training):
     class Gone(data.Rows):
         gone = False
