@@ -289,6 +289,6 @@ def test_a_dataset_of_several_kinds_asks_for_one(shapes, cache_dir, tmp_path):
     'name', ['', 'cifar11', '../cifar10', 'cifar10/..', 'cifar10/../..', '/tmp', 'Folder:x', 'a b']
 )
 def test_unknown_datasets_are_refused(name, small_cifar10, cache_dir):
-    with pytest.raises(InputError, match='there are cifar10, digits, folder:PATH and') as raised:
+    with pytest.raises(InputError, match='there are cifar10, digits, folder:PATH, images:PATH and') as raised:
         data.load(name, 'train', small_cifar10, cache_dir)
     assert not isinstance(raised.value, sources.DatasetNotFound)
