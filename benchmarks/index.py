@@ -21,10 +21,11 @@ _DIMENSIONS, _K, _ASKED = 128, 10, 100
 _PICTURES = 10**6
 _SIDE = 8  # pixels
 _NOTES = f"""\
-`curved`: {_DIMENSIONS} float32 of unit norm that a small network, its weights drawn once, makes of 16 normal numbers,
-as an encoder's embeddings lie on a surface of few dimensions; `scattered`: normal in all {_DIMENSIONS}, which nothing
-but an exact search is good at. A repetition asks for the {_K} nearest of {_ASKED} vectors that are not among them, one
-after the other. Recall: the share of the {_K} nearest that is found; what is exact has found them all, but for equals.
+`curved`: {_DIMENSIONS} float32 of unit norm that a small network, its weights drawn once (the second layer begins
+with the first), makes of 16 normal numbers, as an encoder's embeddings lie on a surface of few dimensions;
+`scattered`: normal in all {_DIMENSIONS}, which nothing but an exact search is good at. A repetition asks for the {_K}
+nearest of {_ASKED} vectors that are not among them, one after the other. Recall: the share of the {_K} nearest that is
+found; what is exact has found them all, but for equals.
 Making: from vectors in memory to the first answer. Memory is the process's peak, the vectors among it. The width that
 simclr_cifar's graph is searched with is chosen when it is made; faiss's and nmslib's are their defaults.
 """
@@ -35,7 +36,6 @@ def vectors(count: int, kind: str, seed: int = 0) -> np.ndarray:
     """Returns float32 [count, _DIMENSIONS] of unit norm; the kind is 'curved' or 'scattered'."""
     rng = np.random.default_rng(seed)
     if kind == 'curved':
-        # The second begins with the first, which is no matter.
         first, second = (
             np.random.default_rng(1).normal(size=(rows, _DIMENSIONS)).astype(np.float32) for rows in (16, _DIMENSIONS)
         )

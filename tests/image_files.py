@@ -40,3 +40,9 @@ def bomb(width=60_000, height=60_000):
     content[16:24] = width.to_bytes(4, 'big') + height.to_bytes(4, 'big')
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, 'big')
     return bytes(content)
+
+
+def write(path, content):
+    """Writes a file, and the folders that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
