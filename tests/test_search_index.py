@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -147,6 +148,17 @@ def test_an_index_is_opened_while_it_is_built_anew(index, encoder, folder):
             failed.append(error)
     builder.join()
     assert failed == []
+
+
+def test_threads_that_share_an_index_get_each_their_own_pictures(index, folder):
+    paths = sorted(map(str, folder.rglob('*.png')))
+
+    def wrong(first):
+        rows = [(first + step) % len(paths) for step in range(5000)]
+        return [row for row in rows if index.match(row).path != paths[row]]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(wrong, range(8))) == [[]] * 8
 
 
 def test_pictures_that_are_all_the_same_match_each_other(tmp_path, encoder):

@@ -124,10 +124,14 @@ def checksum(path: pathlib.Path) -> str:
 
 
 def connect(path: pathlib.Path, read_only: bool = False) -> sqlite3.Connection:
-    """Opens a database, which threads may share; a read-only one is never written by anyone."""
+    """Opens a database. A read-only one is never written by anyone, and threads may share it."""
     mode = 'mode=ro&immutable=1' if read_only else 'mode=rwc'
     address = f'file:{urllib.parse.quote(os.fsencode(path.absolute()))}?{mode}'
-    return sqlite3.connect(address, uri=True, check_same_thread=False)
+    if not read_only:
+        return sqlite3.connect(address, uri=True)
+    # No statement is kept for reuse: from Python 3.12 on threads take one from each other, and each gets what the other
+    # asked for (https://github.com/python/cpython/issues/118172).
+    return sqlite3.connect(address, uri=True, check_same_thread=False, cached_statements=0)
 
 
 @contextlib.contextmanager
