@@ -1,7 +1,9 @@
 """An index of pictures, and the pictures in it that are like others."""
 
+import contextlib
 import os
 import pathlib
+import weakref
 from collections.abc import Iterable
 from typing import NamedTuple, Self
 
@@ -38,6 +40,7 @@ class Index:
     def __init__(self, path: pathlib.Path, encoder: Encoder | None, made: making.Made | None = None):
         self.path, self._encoder, self.made = path, encoder, made
         self._state = store.open_state(path)
+        self._close_database = weakref.finalize(self, self._state.database.close)
         self.manifest, self.embeddings = self._state.manifest, self._state.embeddings
         if encoder:
             _require_same(path, self.manifest, encoder)
@@ -82,10 +85,11 @@ class Index:
             other things, or an index that is damaged or of another encoder.
         """
         path, (wanted, others) = _expanded(path), pictures.find([folder])
-        with store.written(path):
+        with store.written(path), contextlib.ExitStack() as opened:
             present = None
             if store.manifest_path(path).exists():
                 present = store.open_state(path)
+                opened.callback(present.database.close)
                 _require_same(path, present.manifest, encoder)
             made = making.make(path, encoder, present, wanted, [os.fspath(folder)], progress, ann)
         return cls(path, encoder, made._replace(left_out=others + made.left_out))
@@ -152,7 +156,7 @@ class Index:
 
     def close(self) -> None:
         """Lets go of its files, as it does when nothing refers to it any more; it answers no more."""
-        self._state.database.close()
+        self._close_database()
         self._state = self._gallery = self.embeddings = None
 
     def __enter__(self) -> Self:
