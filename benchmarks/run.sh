@@ -25,7 +25,7 @@ if nvidia-smi >/dev/null 2>&1; then # JAX's CUDA wheels; the rest is the same.
   files+=(requirements-cuda.txt)
 fi
 # Keyed by content: a changed requirement is installed, an unchanged one is not looked up again.
-stamp=$environment/.installed-$(cat requirements.txt "${files[@]}" | cksum | cut -d ' ' -f 1)
+stamp=$environment/.installed-$(cat requirements.txt requirements-search.txt "${files[@]}" | cksum | cut -d ' ' -f 1)
 if [ ! -e "$stamp" ]; then
   echo "Installing ${files[*]}"
   "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${files[@]/#/--requirement=}"

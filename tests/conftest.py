@@ -35,6 +35,12 @@ def class_images(labels, seed):
     return np.clip(prototypes[labels] + rng.normal(0, 40, (len(labels), 32, 32, 3)), 0, 255).astype(np.uint8)
 
 
+@pytest.fixture
+def cache_dir(tmp_path):
+    """Where decoded images may be kept; not made yet."""
+    return tmp_path / 'cache'
+
+
 @pytest.fixture(scope='session')
 def cifar10_server(tmp_path_factory):
     """The address of a CIFAR-10 binary archive of 600 images in the original's layout, on this machine's loopback."""

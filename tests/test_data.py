@@ -10,11 +10,6 @@ from simclr_cifar.config import InputError
 
 
 @pytest.fixture
-def cache_dir(tmp_path):
-    return tmp_path / 'cache'
-
-
-@pytest.fixture
 def ten_classes():
     labels = np.random.default_rng(0).permutation(np.arange(10).repeat(7)).astype(np.int32)
     images = np.broadcast_to(labels[:, None, None, None], (70, 2, 2, 3)).astype(np.uint8)

@@ -17,11 +17,6 @@ from simclr_cifar.config import InputError
 
 
 @pytest.fixture
-def cache_dir(tmp_path):
-    return tmp_path / 'cache'
-
-
-@pytest.fixture
 def folder(tmp_path):
     """Two classes of six images, an outsider, and much else."""
     root = tmp_path / 'pets'

@@ -8,11 +8,6 @@ from simclr_cifar import data
 from simclr_cifar.config import InputError
 
 
-@pytest.fixture
-def cache_dir(tmp_path):
-    return tmp_path / 'cache'
-
-
 def test_a_folder_without_classes(tmp_path, cache_dir, capfd, monkeypatch):
     for number in range(10):
         write(tmp_path / 'pets' / f'{number}.png', encoded(colour=(number, 0, 0)))

@@ -151,6 +151,7 @@ def test_an_index_is_opened_while_it_is_built_anew(index, encoder, folder):
 
 
 def test_threads_that_share_an_index_get_each_their_own_pictures(index, folder):
+    # What it is against happens from Python 3.12 on.
     paths = sorted(map(str, folder.rglob('*.png')))
 
     def wrong(first):

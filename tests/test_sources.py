@@ -21,11 +21,6 @@ def data_dir(small_cifar10, tmp_path):
     return shutil.copytree(small_cifar10, tmp_path / 'tfds')
 
 
-@pytest.fixture
-def cache_dir(tmp_path):
-    return tmp_path / 'cache'
-
-
 def version_folder(data_dir):
     return data_dir / 'cifar10' / '3.0.2'
 
