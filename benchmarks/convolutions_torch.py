@@ -53,3 +53,42 @@ def both_passes(batch: int, dtype: str):
         return {'loss': float(loss.detach()), 'gradients': np.array(norms)}
 
     return run
+
+
+def training_step(batch: int, compile_mode: str | None):
+    """Returns a call that trains on one batch of random pairs of images, and ends when the device is done.
+
+    It is NT-Xent of a ResNet-18 and a head of two layers, in bfloat16 by autocast, with SGD of Nesterov's momentum.
+
+    Args:
+      batch: pairs of images.
+      compile_mode: torch.compile's, of all that leads from images to the loss; None: eager.
+    """
+    channels_last = {'device': 'cuda', 'memory_format': torch.channels_last}
+    head = [nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 128, bias=False)]
+    model = nn.Sequential(ResNet(), *head, nn.BatchNorm1d(128)).to(**channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.12, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+    images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8, device='cuda')
+    # The other view of each row, and what is never its own match.
+    targets = (torch.arange(2 * batch, device='cuda') + batch) % (2 * batch)
+    itself = torch.eye(2 * batch, dtype=torch.bool, device='cuda')
+
+    def forward(indices):
+        views = images[indices].permute(0, 3, 1, 2).float() / 255
+        with torch.autocast('cuda', torch.bfloat16):
+            embeddings = model(views)
+        embeddings = functional.normalize(embeddings.float(), dim=1)
+        logits = (embeddings @ embeddings.T / 0.5).masked_fill(itself, -torch.inf)
+        return functional.cross_entropy(logits, targets)
+
+    if compile_mode is not None:
+        forward = torch.compile(forward, mode=compile_mode)
+
+    def call():
+        indices = torch.randint(0, len(images), (batch,), device='cuda').repeat(2)
+        optimizer.zero_grad(set_to_none=True)
+        forward(indices).backward()
+        optimizer.step()
+        torch.cuda.synchronize()
+
+    return call

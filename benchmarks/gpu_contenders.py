@@ -4,6 +4,8 @@ Libraries are imported where they are used: each contender's process has its own
 """
 
 import functools
+import gzip
+import json
 import os
 import pathlib
 import subprocess
@@ -164,20 +166,46 @@ def compilation(cache: str, **arguments):
 
 
 def trace(folder: str, **arguments):
-    """A repetition leaves an epoch's trace in the folder; the arguments are `step_jax.prepare`'s."""
+    """A repetition leaves an epoch's trace in the folder and tells what is in it; the arguments are `prepare`'s."""
     import jax
 
     from benchmarks import step_jax
 
-    _, states, *inputs, run_epoch = step_jax.prepare(**arguments)
+    config, states, *inputs, run_epoch = step_jax.prepare(**arguments)
 
     def run():
         warm, _ = jax.block_until_ready(run_epoch(states, *inputs))
         with jax.profiler.trace(folder):
             jax.block_until_ready(run_epoch(warm, *inputs))
-        return {'text': folder}
+        return {'text': _trace_in_words(folder, config.batches_per_epoch)}
 
     return run
+
+
+def _trace_in_words(folder: str, steps: int) -> str:
+    """Returns how many launches a step has, how long they take, and how long the device waits between them."""
+    (path,) = pathlib.Path(folder).glob('plugins/profile/*/*.trace.json.gz')
+    events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
+    devices = {event['pid'] for event in events if '/device:GPU' in str(event.get('args', {}).get('name'))}
+    threads = {
+        (event['pid'], event['tid']): event['args']['name'] for event in events if event.get('name') == 'thread_name'
+    }
+    # A device's other lines repeat its streams' events by module and by operation.
+    launches = [
+        (event['ts'], event['ts'] + event['dur'])
+        for event in events
+        if event.get('ph') == 'X' and event['pid'] in devices and 'Stream' in threads[event['pid'], event['tid']]
+    ]
+    if not launches:
+        raise NotMeasured('the trace holds no launches')
+    graphs = sum('GraphLaunch' in event.get('name', '') for event in events)
+    starts, ends = np.array(sorted(launches)).T
+    span, busy = ends.max() - starts.min(), (ends - starts).sum()
+    return (
+        f'{len(launches) / steps:.1f} launches a step of {busy / len(launches):.2f} µs each (median '
+        f'{np.median(ends - starts):.2f}); {span / steps:.1f} µs a step, {100 * busy / span:.0f} % of it in launches; '
+        f'{graphs / steps:.2f} replays of a CUDA graph a step'
+    )
 
 
 def study(flags: tuple[str, ...], cache: str):
@@ -214,3 +242,61 @@ def pytorch(device: str, **arguments):
 
     peak_bytes = torch.cuda.max_memory_allocated if device == 'cuda' else lambda: None
     return _repeated(step_torch.epoch(**arguments), peak_bytes)
+
+
+def pytorch_resnet(batch: int, compile_mode: str | None = None):
+    """A call is a training step of ResNet-18 on pairs of views, which are images as they are: no augmentation."""
+    try:
+        import torch
+    except ImportError:
+        raise NotMeasured('no torch') from None
+    if not torch.cuda.is_available():
+        raise NotMeasured('torch without CUDA')
+    torch.set_float32_matmul_precision('high')
+    torch.backends.cudnn.benchmark = True
+    from benchmarks import convolutions_torch
+
+    return _repeated(convolutions_torch.training_step(batch, compile_mode), torch.cuda.max_memory_allocated)
+
+
+def recipe(name: str, num_seeds: int, epochs: int = 0):
+    """A repetition trains a recipe's seeds together and tells the training time and their test images' kNN accuracy.
+
+    Args:
+      name: of a file in configs/.
+      num_seeds: from the recipe's on.
+      epochs: to train; 0: the recipe's.
+    """
+    import jax
+
+    from benchmarks import step_jax
+    from simclr_cifar import data, evaluate, metrics, neighbours, parallel, step
+
+    overridden = {'num_epochs': epochs} if epochs else {}
+    config, states, *inputs, run_epoch = step_jax.prepare(10, recipe=name, num_seeds=num_seeds, **overridden)
+    run_epoch = run_epoch.lower(states, *inputs).compile()
+    mesh, splits = parallel.make_mesh(config.groups_per_batch), data.load_splits(config)
+
+    def run():
+        nonlocal states
+        started = time.perf_counter()
+        for _ in range(config.num_epochs):
+            states, history = run_epoch(states, *inputs)
+        history = jax.block_until_ready(history)
+        seconds = time.perf_counter() - started
+        encode, scores = step.compile_encode(config, mesh), []
+        for number in range(num_seeds):
+            state = jax.tree.map(lambda leaf, number=number: np.array(leaf[number]), states)
+            embed = evaluate._embedder(config, mesh, splits, encode, state.average or state.variables)
+            _, nearest = neighbours.top_k(embed('test'), embed('train'), metrics.KNN_K)
+            votes = metrics.knn_vote(splits['train'].labels[nearest], 10)
+            scores.append(float(np.mean(votes == splits['test'].labels)))
+        spread = f'{np.median(scores):.4f} ({min(scores):.4f}-{max(scores):.4f})'
+        loss = float(history['loss'][:, -1].mean())
+        return {
+            'text': f'{seconds:.2f} s of training, {seconds / num_seeds:.2f} a seed; kNN accuracy {spread}, '
+            f'mean {np.mean(scores):.4f}, n = {num_seeds}; last loss {loss:.4f}',
+            'peak_bytes': _peak_bytes(),
+        }
+
+    return run

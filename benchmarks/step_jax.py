@@ -13,18 +13,20 @@ from simclr_cifar import data, parallel, sampling, step
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
 
-def prepare(num_classes: int, batches: int, groups: int = 0, num_seeds: int = 1, recipe: str = 'c10'):
+def prepare(num_classes: int, batches: int = 0, groups: int = 0, num_seeds: int = 1, recipe: str = 'c10', **fields):
     """Returns (config, stacked states of the seeds, seeds, images, index, the compiled epoch), as `train` has them.
 
     Args:
       num_classes: the first so many.
-      batches: of an epoch.
+      batches: of an epoch; 0: the recipe's.
       groups: of a batch; 0: the recipe's.
       num_seeds: trained together.
       recipe: the name of a file in configs/.
+      fields: of the config, where they are not to be the recipe's.
     """
     config = runpy.run_path(str(_CONFIGS / f'{recipe}.py'))['get_config']().unlock()
-    config.num_classes, config.batches_per_epoch = num_classes, batches
+    config.update(num_classes=num_classes, **fields)
+    config.batches_per_epoch = batches or config.batches_per_epoch
     config.groups_per_batch = groups or config.groups_per_batch
     train = data.select(data.load(config.dataset, 'train'), num_classes=num_classes)
     mesh = parallel.make_mesh(config.groups_per_batch)
