@@ -55,13 +55,14 @@ def both_passes(batch: int, dtype: str):
     return run
 
 
-def training_step(batch: int, compile_mode: str | None):
-    """Returns a call that trains on one batch of random pairs of images, and ends when the device is done.
+def training_steps(batch: int, steps: int, compile_mode: str | None):
+    """Returns a call that trains on batches of random pairs of images, and ends when the device is done.
 
     It is NT-Xent of a ResNet-18 and a head of two layers, in bfloat16 by autocast, with SGD of Nesterov's momentum.
 
     Args:
       batch: pairs of images.
+      steps: of a call.
       compile_mode: torch.compile's, of all that leads from images to the loss; None: eager.
     """
     channels_last = {'device': 'cuda', 'memory_format': torch.channels_last}
@@ -85,10 +86,11 @@ def training_step(batch: int, compile_mode: str | None):
         forward = torch.compile(forward, mode=compile_mode)
 
     def call():
-        indices = torch.randint(0, len(images), (batch,), device='cuda').repeat(2)
-        optimizer.zero_grad(set_to_none=True)
-        forward(indices).backward()
-        optimizer.step()
+        for _ in range(steps):
+            indices = torch.randint(0, len(images), (batch,), device='cuda').repeat(2)
+            optimizer.zero_grad(set_to_none=True)
+            forward(indices).backward()
+            optimizer.step()
         torch.cuda.synchronize()
 
     return call

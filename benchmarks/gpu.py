@@ -155,15 +155,23 @@ def parts(folder: str, sizes: Sizes) -> dict[str, Part]:
     modes, classes = (None, 'reduce-overhead', 'max-autotune'), sizes.classes
     of_groups = [epochs(f'{number} classes, G = {size}', number, size) for size in sizes.groups for number in classes]
     of_seeds = [epochs(f'10 classes, seeds: {number}', num_seeds=number) for number in sizes.seeds]
-    resnet = Row(
-        'ResNet-18, 512 x 2 views, bfloat16',
-        _contender('epochs', num_classes=10, batches=sizes.batches_of_views, count=1, recipe='simclr_r18'),
-        'at least 45 % of the bfloat16 product',
-        'ms a step',
-        1e3 / sizes.batches_of_views,
+
+    def resnet(title, goal='-', **fields):
+        arguments = {'num_classes': 10, 'batches': sizes.batches_of_views, 'count': 1, 'recipe': 'simclr_r18', **fields}
         # Forward, and twice as much for the gradients: the models' own operations, without the head's.
-        {'bfloat16': 3 * 2e-12 * _RESNET_18 * 2 * 512 * sizes.batches_of_views},
-    )
+        work = {'bfloat16': 3 * 2e-12 * _RESNET_18 * 2 * 512 * sizes.batches_of_views}
+        scale = 1e3 / sizes.batches_of_views
+        return Row(title, _contender('epochs', **arguments), goal, 'ms a step', scale, work)
+
+    def resnet_peer(mode):
+        title = f'torch.compile, {mode}' if mode else 'PyTorch, eager'
+        contender = _contender('pytorch_resnet', batch=512, steps=sizes.batches_of_views, compile_mode=mode)
+        return dataclasses.replace(resnet(title), contender=contender)
+
+    def recipe(name, num_seeds, goal):
+        return Row(f'{name}, seeds: {num_seeds}', _contender('recipe', name=name, num_seeds=num_seeds), goal)
+
+    views = '512 x 2 views, bfloat16'
     return {
         'ceilings': Part('Ceilings', list(ceilings.values())),
         'epoch': Part('The reference epoch', [*(epochs(f'{number} classes', number) for number in classes), run]),
@@ -182,7 +190,25 @@ def parts(folder: str, sizes: Sizes) -> dict[str, Part]:
         ),
         'seeds': Part('Seeds in one program', of_seeds, 'A step is one of each seed.'),
         'encoder': Part(
-            'A deeper encoder', [resnet], 'A step of `configs/simclr_r18.py`: sampling, augmentation and all.'
+            'A deeper encoder',
+            [resnet(f'ResNet-18, {views}', 'at least 45 % of the bfloat16 product')],
+            'A step of `configs/simclr_r18.py`: sampling, augmentation and all.',
+        ),
+        'resnet': Part(
+            'ResNet-18 beside PyTorch on the same card',
+            [resnet('simclr_cifar', augmentation='none'), *map(resnet_peer, (None, 'default', 'max-autotune'))],
+            f'A step of NT-Xent, {views} (PyTorch by autocast, channels_last), of images as they are: no augmentation.',
+            compared=True,
+        ),
+        'recipes': Part(
+            'Recipes',
+            [
+                recipe('fast', 20, '0.90 in 2 s a seed'),
+                recipe('simclr_r18', 1, '4 minutes'),
+                recipe('supcon_r18', 1, '-'),
+            ],
+            'Training alone, compiled before; kNN accuracy of test images, k = 200.',
+            repeats=0,
         ),
         'groups': Part('Larger batches', of_groups, 'A batch is of G groups of one pair a class.', repeats=2),
         'pytorch': Part(

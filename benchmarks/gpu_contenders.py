@@ -244,8 +244,8 @@ def pytorch(device: str, **arguments):
     return _repeated(step_torch.epoch(**arguments), peak_bytes)
 
 
-def pytorch_resnet(batch: int, compile_mode: str | None = None):
-    """A call is a training step of ResNet-18 on pairs of views, which are images as they are: no augmentation."""
+def pytorch_resnet(batch: int, steps: int, compile_mode: str | None = None):
+    """A call is so many training steps of ResNet-18 on pairs of views, images as they are: no augmentation."""
     try:
         import torch
     except ImportError:
@@ -256,7 +256,7 @@ def pytorch_resnet(batch: int, compile_mode: str | None = None):
     torch.backends.cudnn.benchmark = True
     from benchmarks import convolutions_torch
 
-    return _repeated(convolutions_torch.training_step(batch, compile_mode), torch.cuda.max_memory_allocated)
+    return _repeated(convolutions_torch.training_steps(batch, steps, compile_mode), torch.cuda.max_memory_allocated)
 
 
 def recipe(name: str, num_seeds: int, epochs: int = 0):

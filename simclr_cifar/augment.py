@@ -19,6 +19,7 @@ from simclr_cifar.config import InputError
 _LUMA = (0.299, 0.587, 0.114)
 _JITTERED, _GREYED, _BLURRED = 0.8, 0.2, 0.5  # how likely
 _ASPECT_RATIO = 4 / 3  # the widest
+_CROPS_DRAWN = 10  # before the largest is taken
 _BLUR_SIGMA = (0.1, 2.0)  # pixels
 _NO_COLOUR = 0.5
 _SHEET_COLUMNS = 12
@@ -45,15 +46,23 @@ def random_resized_crop(key: jax.Array, image: jax.Array, config: ml_collections
     """Cuts out a part of random area, aspect ratio and place and stretches it to the image's size.
 
     The area is uniform from crop_smallest_area of the image to all of it, the logarithm of the aspect ratio uniform
-    between 3:4 and 4:3; a side that would be longer than the image's is cut to it. Bilinear. Source: "Going Deeper with
-    Convolutions" (Szegedy et al., 2014), with the ranges of SimCLR (Chen et al., 2020).
+    between 3:4 and 4:3. A part that does not fit into the image is drawn again; after ten that do not, it is the
+    largest part of an allowed aspect ratio. Bilinear. Source: "Going Deeper with Convolutions" (Szegedy et al., 2014),
+    with the ranges of SimCLR (Chen et al., 2020) and the draws of torchvision's RandomResizedCrop.
     """
     area_key, ratio_key, place_key = jax.random.split(key, 3)
-    area = jax.random.uniform(area_key, minval=config.crop_smallest_area, maxval=1)
+    height, width, _ = image.shape
     widest = math.log(_ASPECT_RATIO)
-    ratio = jnp.exp(jax.random.uniform(ratio_key, minval=-widest, maxval=widest))
-    share = jnp.minimum(jnp.sqrt(jnp.stack([area / ratio, area * ratio])), 1)
-    sides = jnp.array(image.shape[:2], jnp.float32)
+    area = jax.random.uniform(area_key, (_CROPS_DRAWN,), minval=config.crop_smallest_area, maxval=1)
+    # Width by height in pixels; the next lines are of the shares that a part has of the image's sides.
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (_CROPS_DRAWN,), minval=-widest, maxval=widest)) * (height / width)
+    drawn = jnp.sqrt(jnp.stack([area / ratio, area * ratio], axis=1))
+    longest = _ASPECT_RATIO * min(height, width)
+    largest = jnp.array([min(1, longest / height), min(1, longest / width)])
+    share = largest
+    for number in reversed(range(_CROPS_DRAWN)):
+        share = jnp.where(jnp.all(drawn[number] <= 1), drawn[number], share)
+    sides = jnp.array([height, width], jnp.float32)
     start = jax.random.uniform(place_key, (2,)) * (1 - share) * sides
     return jax.image.scale_and_translate(image, image.shape, (0, 1), 1 / share, -start / share, 'linear')
 

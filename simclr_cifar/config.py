@@ -77,7 +77,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.final_learning_rate_share = 0.0  # of learning_rate, where 'linear' and 'cosine' end
     config.momentum = 0.9  # of all but 'adam'
     config.weight_decay = 0.0  # of kernels
-    config.adam_learning_rate_share = 0.1  # of learning_rate, for what 'muon' leaves to Adam
+    config.adam_learning_rate_share = 0.1  # of learning_rate, for what 'muon' leaves to NAdam
     config.average_decay = 0.0  # of the exponential moving average of the weights; 0: none is kept
 
     config.seed = 0

@@ -1,4 +1,4 @@
-"""3x3 convolutions, of stride 1 or 2 and with 'SAME' padding, as sums that XLA is fast at on each platform.
+"""3x3 convolutions, of stride 1 or 2, as sums that XLA is fast at on each platform.
 
 XLA:CPU runs a convolution inside a loop on one slow path (jax issue 12868), and a kernel's gradient on a slow one
 anywhere. The same sums as matrix products are many times faster, a few images at a time, so that the caches hold what
@@ -20,29 +20,36 @@ _FLOATS_AT_ONCE = 2**21
 _FACTORS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
-def convolve(inputs: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def convolve(inputs: jax.Array, kernel: jax.Array, stride: int, padding: str = 'SAME') -> jax.Array:
     """Returns the convolution, [B, ceil(H / stride), ceil(W / stride), F] in the inputs' dtype.
+
+    The two paddings differ where the stride is 2 and a side is even: nine outputs in ten then see other inputs.
 
     Args:
       inputs: float [B, H, W, C].
       kernel: float [3, 3, C, F].
       stride: 1 or 2.
+      padding: 'SAME' pads as few zeros as needed, and an odd one at the far edge, as Keras does; 'BOTH' pads one zero
+        at each edge, as PyTorch's `padding=1` and the code of ResNet's authors do.
     """
 
     def on_a_cpu(inputs, kernel):
         form = {1: _winograd, 2: _strided}[stride]
-        return form(inputs.astype(jnp.float32), kernel.astype(jnp.float32)).astype(inputs.dtype)
+        mirrored = [axis for axis in (1, 2) if stride == 2 and padding == 'BOTH' and inputs.shape[axis] % 2 == 0]
+        # A mirrored image has its far edges where 'BOTH' needs the one zero that 'SAME' pads.
+        inputs, kernel = jnp.flip(inputs, mirrored), jnp.flip(kernel, [axis - 1 for axis in mirrored])
+        return jnp.flip(form(inputs.astype(jnp.float32), kernel.astype(jnp.float32)), mirrored).astype(inputs.dtype)
 
     # Settled when the program is lowered for its platform.
-    elsewhere = functools.partial(_by_definition, stride=stride)
+    elsewhere = functools.partial(_by_definition, stride=stride, padding=padding)
     if not isinstance(inputs.shape[0], int):  # An exported program's batch, of any size, has no equal pieces.
         return elsewhere(inputs, kernel)
     return lax.platform_dependent(inputs, kernel, cpu=on_a_cpu, default=elsewhere)
 
 
-def _by_definition(inputs, kernel, stride):
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    return lax.conv_general_dilated(inputs, kernel, (stride, stride), 'SAME', dimension_numbers=layout)
+def _by_definition(inputs, kernel, stride, padding='SAME'):
+    layout, zeros = ('NHWC', 'HWIO', 'NHWC'), [(1, 1), (1, 1)] if padding == 'BOTH' else padding
+    return lax.conv_general_dilated(inputs, kernel, (stride, stride), zeros, dimension_numbers=layout)
 
 
 def _images_at_once(inputs, kernel, stride):

@@ -59,7 +59,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        convolution = functools.partial(Convolution, use_bias=False, kernel_init=_he_normal())
+        convolution = functools.partial(Convolution, use_bias=False, padding='BOTH', kernel_init=_he_normal())
         pointwise = functools.partial(Dense, use_bias=False, kernel_init=_he_normal())
         norm = functools.partial(BatchNorm, self.batch_norm_momentum)
 

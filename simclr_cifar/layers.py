@@ -13,17 +13,26 @@ _EPSILON = 1e-5  # of variances
 
 
 class Convolution(nn.Module):
-    """3x3 convolution with 'SAME' padding; parameters named and shaped as `nn.Conv`'s."""
+    """3x3 convolution; parameters named and shaped as `nn.Conv`'s.
+
+    Attributes:
+      features: F, of the output.
+      stride: 1 or 2.
+      use_bias: whether one is added.
+      padding: 'SAME', as Keras pads, or 'BOTH', as PyTorch does; see `convolutions.convolve`.
+      kernel_init: the kernel's first values.
+    """
 
     features: int
     stride: int = 1
     use_bias: bool = True
+    padding: str = 'SAME'
     kernel_init: Callable = nn.initializers.glorot_uniform()
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         kernel = self.param('kernel', self.kernel_init, (3, 3, inputs.shape[-1], self.features))
-        outputs = convolutions.convolve(inputs, kernel.astype(inputs.dtype), self.stride)
+        outputs = convolutions.convolve(inputs, kernel.astype(inputs.dtype), self.stride, self.padding)
         if not self.use_bias:
             return outputs
         return outputs + per_channel(self.param('bias', nn.initializers.zeros, (self.features,)), outputs)
@@ -71,10 +80,7 @@ class BatchNorm(nn.Module):
         running_variance = self.variable('batch_stats', 'var', jnp.ones, channels)
         values = inputs.astype(jnp.float32)
         if train:
-            axes = tuple(range(inputs.ndim - 1))
-            moments = jnp.stack([jnp.mean(values, axis=axes), jnp.mean(values**2, axis=axes)])
-            mean, mean_square = lax.pmean(moments, parallel.AXIS)
-            variance = jnp.maximum(mean_square - mean**2, 0)
+            mean, variance = _global_moments(values)
             for running, new in ((running_mean, mean), (running_variance, variance)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
         else:
@@ -86,6 +92,20 @@ class BatchNorm(nn.Module):
             factor = factor * self.param('scale', self.scale_init, channels)
         shift = self.param('bias', nn.initializers.zeros, channels) - mean * factor
         return (values * per_channel(factor, values) + per_channel(shift, values)).astype(inputs.dtype)
+
+
+def _global_moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean and the variance, float32 [C], of values [..., C] of all replicas.
+
+    Each replica centers its values on its own mean, so that a large mean costs the variance no digits; the replicas'
+    moments are merged by the formula of Chan, Golub and LeVeque (1979) for equal counts.
+    """
+    axes = tuple(range(values.ndim - 1))
+    mean = jnp.mean(values, axis=axes)
+    variance = jnp.mean((values - per_channel(mean, values)) ** 2, axis=axes)
+    means, variances = lax.all_gather(jnp.stack([mean, variance]), parallel.AXIS, axis=1)
+    mean = jnp.mean(means, axis=0)
+    return mean, jnp.mean(variances + (means - mean[None]) ** 2, axis=0)
 
 
 def places(inputs: jax.Array, first: tuple[int, int], count: tuple[int, int], stride: int = 1) -> jax.Array:

@@ -14,17 +14,19 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
     'constant' stays there; 'linear' and 'cosine' (Loshchilov & Hutter, 2016) go down to final_learning_rate_share of it
     at the run's last step; 'one_cycle' (Smith & Topin, 2017) goes up and down along cosines, from a 25th of it
-    and to a 250,000th.
+    and to a 250,000th at the run's last step.
     """
     steps = config.num_epochs * config.batches_per_epoch
-    warmup = round(config.warmup_share * steps)
+    warmup, last = round(config.warmup_share * steps), max(1, steps - 1)
     peak, final = config.learning_rate, config.learning_rate * config.final_learning_rate_share
     if config.schedule == 'one_cycle':
-        return optax.cosine_onecycle_schedule(steps, peak, config.warmup_share)
+        return optax.cosine_onecycle_schedule(last, peak, config.warmup_share)
+    # Steps from the first after the warm-up to the last; a warm-up may fill the run.
+    decay = max(1, last - warmup)
     after = {
         'constant': lambda: optax.constant_schedule(peak),
-        'linear': lambda: optax.linear_schedule(peak, final, steps - warmup),
-        'cosine': lambda: optax.cosine_decay_schedule(peak, steps - warmup, config.final_learning_rate_share),
+        'linear': lambda: optax.linear_schedule(peak, final, decay),
+        'cosine': lambda: optax.cosine_decay_schedule(peak, decay, config.final_learning_rate_share),
     }[config.schedule]()
     if not warmup:
         return after
@@ -37,7 +39,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     Weights decay where they are kernels, biases and scales never: in 'adam' (Kingma & Ba, 2014) and 'muon' apart from
     the gradient, by learning rate times weight_decay (Loshchilov & Hutter, 2017), in 'sgd', with Nesterov's momentum,
     and 'lars' (You et al., 2017) as part of it. 'muon' (Jordan, 2024) orthogonalises the updates of kernels, those of
-    convolutions as matrices of all that an output sees by the outputs, and leaves the rest to Adam.
+    convolutions as matrices of all that an output sees by the outputs, and leaves the rest to NAdam (Dozat, 2016).
     """
     schedule = make_schedule(config)
     if config.optimizer == 'adam':
