@@ -47,6 +47,7 @@ class Sizes:
     batches_of_views: int = 20  # of the deeper encoder's epoch
     study_flags: tuple[str, ...] = ()
     torch_device: str = 'cuda'
+    torch_modes: tuple[str | None, ...] = (None, 'reduce-overhead', 'max-autotune')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,7 @@ def parts(folder: str, sizes: Sizes) -> dict[str, Part]:
     study = _contender('study', flags=sizes.study_flags, cache=f'{folder}/study')
     studies = [Row(f'{cache} compilation cache', study, 'at most 40 s') for cache in ('cold', 'warm')]
     evaluation = _contender('evaluation', num_classes=10, batches=sizes.batches)
-    modes, classes = (None, 'reduce-overhead', 'max-autotune'), sizes.classes
+    modes, classes = sizes.torch_modes, sizes.classes
     of_groups = [epochs(f'{number} classes, G = {size}', number, size) for size in sizes.groups for number in classes]
     of_seeds = [epochs(f'10 classes, seeds: {number}', num_seeds=number) for number in sizes.seeds]
 
@@ -168,8 +169,9 @@ def parts(folder: str, sizes: Sizes) -> dict[str, Part]:
         contender = _contender('pytorch_resnet', batch=512, steps=sizes.batches_of_views, compile_mode=mode)
         return dataclasses.replace(resnet(title), contender=contender)
 
-    def recipe(name, num_seeds, goal):
-        return Row(f'{name}, seeds: {num_seeds}', _contender('recipe', name=name, num_seeds=num_seeds), goal)
+    def recipe(title, num_seeds, goal, name, **fields):
+        contender = _contender('recipe', name=name, num_seeds=num_seeds, **fields)
+        return Row(f'{title}, seeds: {num_seeds}', contender, goal)
 
     views = '512 x 2 views, bfloat16'
     return {

@@ -259,21 +259,20 @@ def pytorch_resnet(batch: int, steps: int, compile_mode: str | None = None):
     return _repeated(convolutions_torch.training_steps(batch, steps, compile_mode), torch.cuda.max_memory_allocated)
 
 
-def recipe(name: str, num_seeds: int, epochs: int = 0):
+def recipe(name: str, num_seeds: int, **fields):
     """A repetition trains a recipe's seeds together and tells the training time and their test images' kNN accuracy.
 
     Args:
       name: of a file in configs/.
       num_seeds: from the recipe's on.
-      epochs: to train; 0: the recipe's.
+      fields: of the config, where they are not to be the recipe's.
     """
     import jax
 
     from benchmarks import step_jax
     from simclr_cifar import data, evaluate, metrics, neighbours, parallel, step
 
-    overridden = {'num_epochs': epochs} if epochs else {}
-    config, states, *inputs, run_epoch = step_jax.prepare(10, recipe=name, num_seeds=num_seeds, **overridden)
+    config, states, *inputs, run_epoch = step_jax.prepare(10, recipe=name, num_seeds=num_seeds, **fields)
     run_epoch = run_epoch.lower(states, *inputs).compile()
     mesh, splits = parallel.make_mesh(config.groups_per_batch), data.load_splits(config)
 

@@ -97,13 +97,16 @@ class BatchNorm(nn.Module):
 def _global_moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the mean and the variance, float32 [C], of values [..., C] of all replicas.
 
-    Each replica centers its values on its own mean, so that a large mean costs the variance no digits; the replicas'
-    moments are merged by the formula of Chan, Golub and LeVeque (1979) for equal counts.
+    Each replica's moments are about the mean of its first example, so that a large mean costs the variance no digits:
+    one pass over the values, where moments about their own mean take two. The replicas' are merged by the formula of
+    Chan, Golub and LeVeque (1979) for equal counts.
     """
     axes = tuple(range(values.ndim - 1))
-    mean = jnp.mean(values, axis=axes)
-    variance = jnp.mean((values - per_channel(mean, values)) ** 2, axis=axes)
-    means, variances = lax.all_gather(jnp.stack([mean, variance]), parallel.AXIS, axis=1)
+    shift = lax.stop_gradient(jnp.mean(values[:1], axis=axes))
+    shifted = values - per_channel(shift, values)
+    mean, mean_square = jnp.mean(shifted, axis=axes), jnp.mean(shifted**2, axis=axes)
+    own = jnp.stack([shift + mean, jnp.maximum(mean_square - mean**2, 0)])
+    means, variances = lax.all_gather(own, parallel.AXIS, axis=1)
     mean = jnp.mean(means, axis=0)
     return mean, jnp.mean(variances + (means - mean[None]) ** 2, axis=0)
 

@@ -12,7 +12,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from simclr_cifar import augment, models, objectives, optimizers, parallel, pieces, sampling
+from simclr_cifar import augment, convolutions, models, objectives, optimizers, parallel, pieces, sampling
 
 # Streams of random numbers, each folded into the run's root key.
 _INITIALISATION, _SAMPLING, _AUGMENTATION = range(3)
@@ -205,7 +205,7 @@ def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
 
     Called as the epoch, with a leading axis of seeds on the leaves of states and metrics.
     """
-    return _compile(config, mesh, make_epoch, (None, None), parallel.REPLICATED)
+    return _compile(config, mesh, make_epoch, (None, None), parallel.REPLICATED, lambda _, index: len(index.counts))
 
 
 def compile_steps(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
@@ -214,11 +214,21 @@ def compile_steps(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     Called as of `make_steps`, with a leading axis of seeds everywhere, and the groups of pairs and images divided over
     the mesh.
     """
-    return _compile(config, mesh, make_steps, (0, 0), (*[parallel.REPLICATED] * 2, *[parallel.split_along(3)] * 2))
+    in_specs = (*[parallel.REPLICATED] * 2, *[parallel.split_along(3)] * 2)
+    return _compile(config, mesh, make_steps, (0, 0), in_specs, lambda pairs, _: pairs.shape[-1])
 
 
-def _compile(config, mesh, make, axes, in_specs):
-    """Compiles what `make` returns for several seeds; axes are those of its last two arguments that are of seeds."""
+def _compile(config, mesh, make, axes, in_specs, num_classes):
+    """Compiles what `make` returns for several seeds.
+
+    Args:
+      config: the run's.
+      mesh: where it runs.
+      make: `make_epoch` or `make_steps`.
+      axes: those of its result's last two arguments that are of seeds.
+      in_specs: of its result's arguments.
+      num_classes: from these last two arguments to how many classes a group has.
+    """
     function = make(config, mesh.size, _IMAGES_AT_ONCE_ON_CPU if parallel.is_cpu(mesh) else None)
 
     def side_by_side(states, seeds, *given):
@@ -229,11 +239,22 @@ def _compile(config, mesh, make, axes, in_specs):
         trained = zip(*function(of_each(states), list(seeds), *own), strict=True)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
 
-    @functools.partial(jax.vmap, in_axes=(0, 0, *axes))
-    def vectorised(state, seed, *given):
-        own = [tree if axis is None else [tree] for tree, axis in zip(given, axes, strict=True)]
-        states, metrics = function([state], [seed], *own)
-        return states[0], metrics[0]
+    def vectorised(states, seeds, *given):
+        classes = 1 if config.pairs == 'views' else num_classes(*given)
+        images = 2 * classes * config.groups_per_batch // mesh.size
+        shared = [tree if axis is None else None for tree, axis in zip(given, axes, strict=True)]
+        own = [None if axis is None else tree for tree, axis in zip(given, axes, strict=True)]
+
+        def of_one(one):
+            state, seed, *own = one
+            merged = [[mine] if tree is None else tree for mine, tree in zip(own, shared, strict=True)]
+            states, metrics = function([state], [seed], *merged)
+            return states[0], metrics[0]
+
+        # Few images leave a device idle, which the other seeds' fill; many do not, and kernels that differ from seed to
+        # seed are slow: one seed after the other then.
+        few = images <= convolutions.IMAGES_IN_PRODUCTS_ON_A_GPU
+        return (jax.vmap(of_one) if few else functools.partial(lax.map, of_one))((states, seeds, *own))
 
     # A CPU's cores run the seeds' products one beside the other better than they run a batched one.
     chosen = side_by_side if parallel.is_cpu(mesh) else vectorised
