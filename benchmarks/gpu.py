@@ -149,7 +149,7 @@ def parts(folder: str, sizes: Sizes) -> dict[str, Part]:
         arguments = {'num_classes': 10, 'groups': groups, 'batches': batches, 'folder': f'{traces}/groups-{groups}'}
         return Row(f'G = {groups}, {batches} batches', _contender('trace', **arguments))
 
-    run = epochs(f'10 classes, {sizes.epochs} epochs', count=sizes.epochs, goal='75 epochs: at most 8 s')
+    run = epochs(f'10 classes, {sizes.epochs} epochs', count=sizes.epochs, goal='75 epochs: at most 4 s')
     study = _contender('study', flags=sizes.study_flags, cache=f'{folder}/study')
     studies = [Row(f'{cache} compilation cache', study, 'at most 40 s') for cache in ('cold', 'warm')]
     evaluation = _contender('evaluation', num_classes=10, batches=sizes.batches)
@@ -205,9 +205,10 @@ def parts(folder: str, sizes: Sizes) -> dict[str, Part]:
         'recipes': Part(
             'Recipes',
             [
-                recipe('fast', 20, '0.90 in 2 s a seed'),
-                recipe('simclr_r18', 1, '4 minutes'),
-                recipe('supcon_r18', 1, '-'),
+                recipe('fast', 20, '0.90 in 2 s a seed', 'fast'),
+                recipe('fast in bfloat16', 20, '0.90 in 2 s a seed', 'fast', compute_dtype='bfloat16'),
+                recipe('simclr_r18', 1, '4 minutes', 'simclr_r18'),
+                recipe('supcon_r18', 1, '-', 'supcon_r18'),
             ],
             'Training alone, compiled before; kNN accuracy of test images, k = 200.',
             repeats=0,

