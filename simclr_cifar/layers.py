@@ -105,10 +105,12 @@ def _global_moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     shift = lax.stop_gradient(jnp.mean(values[:1], axis=axes))
     shifted = values - per_channel(shift, values)
     mean, mean_square = jnp.mean(shifted, axis=axes), jnp.mean(shifted**2, axis=axes)
-    own = jnp.stack([shift + mean, jnp.maximum(mean_square - mean**2, 0)])
-    means, variances = lax.all_gather(own, parallel.AXIS, axis=1)
+    own = jnp.stack([shift, mean, jnp.maximum(mean_square - mean**2, 0)])
+    shifts, means, variances = lax.all_gather(own, parallel.AXIS, axis=1)
+    # About the first replica's shift, as the difference of two large means has few digits left.
+    means = means + (shifts - shifts[:1])
     mean = jnp.mean(means, axis=0)
-    return mean, jnp.mean(variances + (means - mean[None]) ** 2, axis=0)
+    return shifts[0] + mean, jnp.mean(variances + (means - mean[None]) ** 2, axis=0)
 
 
 def places(inputs: jax.Array, first: tuple[int, int], count: tuple[int, int], stride: int = 1) -> jax.Array:

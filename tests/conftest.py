@@ -5,9 +5,11 @@ import http.server
 import os
 import re
 import shutil
+import sys
 import tarfile
 import tempfile
 import threading
+import types
 
 import jax
 import numpy as np
@@ -90,6 +92,15 @@ def convolutions_by_definition(monkeypatch):
     from simclr_cifar import convolutions
 
     monkeypatch.setattr(convolutions, 'convolve', convolutions._by_definition)
+
+
+@pytest.fixture(scope='session')
+def torchvision():
+    """torchvision's models and transforms; its compiled part, which they do not need, may be made for another torch."""
+    pytest.importorskip('torch')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, 'torchvision._meta_registrations', types.ModuleType('_meta_registrations'))
+        return pytest.importorskip('torchvision')
 
 
 @pytest.fixture

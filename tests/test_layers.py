@@ -28,6 +28,20 @@ def test_the_convolution_and_its_gradients_equal_flax_s(stride, use_bias):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients(ours), gradients(theirs))
 
 
+@pytest.mark.parametrize('size', [(8, 8), (7, 9), (8, 7)])
+def test_padding_at_both_edges_and_its_gradients_equal_flax_s(size):
+    images = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    ours = layers.Convolution(5, 2, padding='BOTH')
+    theirs = nn.Conv(5, (3, 3), strides=2, padding=((1, 1), (1, 1)))
+    params = theirs.init(jax.random.key(1), images)
+
+    def gradients(module):
+        loss = jax.value_and_grad(lambda params, images: jnp.sum(jnp.sin(module.apply(params, images))), (0, 1))
+        return jax.jit(loss)(params, images)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients(ours), gradients(theirs))
+
+
 @pytest.mark.parametrize(('height', 'stride'), [(8, 1), (8, 2), (7, 2)])
 def test_a_dense_layer_of_places_is_a_1x1_convolution(height, stride):
     images = jax.random.normal(jax.random.key(0), (2, height, 6, 3))
@@ -111,3 +125,18 @@ def test_batch_norm_computes_statistics_in_float32():
     np.testing.assert_allclose(np.asarray(outputs).astype(np.float64), expected, atol=0.02)
     np.testing.assert_allclose(new['batch_stats']['mean'], inputs.astype(np.float64).mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(new['batch_stats']['var'], inputs.astype(np.float64).var(axis=0), rtol=1e-3)
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_a_large_mean_costs_the_variance_no_digits(num_devices):
+    # 'The mean square less the squared mean' has an error of 1e4 squared / 2**24, several times this variance.
+    rng = np.random.default_rng(0)
+    inputs = (1e4 + rng.normal(size=(64, 3, 3, 5)) + np.linspace(0, 3, 64).reshape(-1, 1, 1, 1)).astype(np.float32)
+    mesh = Mesh(np.array(jax.devices()[:num_devices]), (parallel.AXIS,))
+
+    def statistics(inputs):
+        return layers.BatchNorm(0.0).apply(variables_of((5,)), inputs, train=True, mutable=['batch_stats'])[1]
+
+    found = parallel.pmapped(statistics, mesh, in_specs=parallel.SPLIT)(inputs)['batch_stats']
+    np.testing.assert_allclose(found['mean'], inputs.astype(np.float64).mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(found['var'], inputs.astype(np.float64).var(axis=(0, 1, 2)), rtol=1e-4)

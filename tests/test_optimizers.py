@@ -42,10 +42,13 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize(
-    ('fields', 'expected'),  # at steps 0, 10, 20, 60 and 100 of 100
+    ('fields', 'expected'),  # at steps 0, 10, 20, 60 and 100 of 101: the first to the last
     [
         ({}, [0.3] * 5),
         ({'warmup_share': 0.2}, [0, 0.15, 0.3, 0.3, 0.3]),
+        ({'warmup_share': 1.0}, [0.3 * step / 101 for step in (0, 10, 20, 60, 100)]),
+        ({'schedule': 'linear', 'warmup_share': 1.0}, [0.3 * step / 101 for step in (0, 10, 20, 60, 100)]),
+        ({'schedule': 'cosine', 'warmup_share': 1.0}, [0.3 * step / 101 for step in (0, 10, 20, 60, 100)]),
         ({'schedule': 'linear'}, [0.3, 0.27, 0.24, 0.12, 0]),
         (
             {'schedule': 'linear', 'warmup_share': 0.2, 'final_learning_rate_share': 0.1},
@@ -63,7 +66,7 @@ def leaves(tree):
     ],
 )
 def test_schedules_by_hand(fields, expected):
-    schedule = optimizers.make_schedule(changed(learning_rate=0.3, **fields))
+    schedule = optimizers.make_schedule(changed(learning_rate=0.3, num_epochs=1, batches_per_epoch=101, **fields))
     np.testing.assert_allclose([schedule(step) for step in (0, 10, 20, 60, 100)], expected, atol=1e-6)
 
 
