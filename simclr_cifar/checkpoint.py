@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
 from orbax.checkpoint.experimental.v1._src.saving import execution
 
-from simclr_cifar import interruption
+from simclr_cifar import interruption, stored
 from simclr_cifar.config import InputError
-from simclr_cifar.files import RunFolder, write_arrays
+from simclr_cifar.files import RunFolder, numbered, write_arrays
 from simclr_cifar.step import TrainState
 
 # Of several processes one alone reads and writes checkpoints; Orbax would have all of them come along.
@@ -31,13 +32,17 @@ _ALONE.multiprocessing.active_processes = {0}
 execution._check_directory_consistency = lambda directory: None
 
 
+# What a killed process was writing or deleting, by the names that Orbax and `Saver.wait` give it.
+_UNFINISHED = re.compile(r'\d+(-deleted|\.orbax-checkpoint-tmp.*)')
+
+
 class CheckpointDamaged(InputError):
     """A checkpoint cannot be read back as it was written."""
 
 
 def saved_epochs(directory: pathlib.Path) -> list[int]:
     """Returns the epochs with a checkpoint, ascending."""
-    return sorted(int(path.name) for path in directory.glob('*') if path.name.isdigit())
+    return numbered(directory)
 
 
 def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState:
@@ -69,36 +74,44 @@ def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState
         raise interruption.Interrupted(interruption.requested())
     if not intact:
         raise CheckpointDamaged(f'{path}: the checkpoint is damaged; use another epoch')
+    saved = stored.renamed(saved)
     _require_same_shapes(path, saved, flax.serialization.to_state_dict(like))
     return flax.serialization.from_state_dict(like, saved)
 
 
 def restore_latest(directories: Sequence[pathlib.Path], likes: Sequence[TrainState]) -> tuple[int, list[TrainState]]:
-    """Returns the newest epoch that is intact in every directory, and its states; (0, likes) where there is none.
+    """Returns the newest epoch that is intact in every directory, and its states; (0, likes) before the first is saved.
 
     Damaged checkpoints on the way, and those that others lack, are reported and moved to a folder beside, so that their
-    epochs can be saved again.
+    epochs can be saved again. Nothing is moved where none is intact.
 
     Args:
       directories: of runs that are trained together.
       likes: a state of each run's config.
 
     Raises:
-      InputError: a checkpoint of another architecture.
+      InputError: a checkpoint of another architecture; or none of those that there are can be read.
     """
     common = set.intersection(*(set(saved_epochs(directory)) for directory in directories))
-    for epoch in sorted(common, reverse=True):
-        states = []
+    epoch, states, damaged = 0, list(likes), []
+    for candidate in sorted(common, reverse=True):
+        restored = []
         for directory, like in zip(directories, likes, strict=True):
             try:
-                states.append(restore(directory, epoch, like))
+                restored.append(restore(directory, candidate, like))
             except CheckpointDamaged as error:
-                aside = _move_aside(directory, epoch, 'damaged')
-                print(f'{error}. Moved to {aside}; going on from the one before.', flush=True)
-        if len(states) == len(directories):
+                damaged.append((directory, candidate, error))
+        if len(restored) == len(directories):
+            epoch, states = candidate, restored
             break
-    else:
-        epoch, states = 0, list(likes)
+    if damaged and not epoch:
+        raise InputError(
+            f'{damaged[0][0]}: none of its checkpoints can be read; restore them from a copy, or choose another '
+            'folder to train anew'
+        )
+    for directory, number, error in damaged:
+        aside = _move_aside(directory, number, 'damaged')
+        print(f'{error}. Moved to {aside}; going on from the one before.', flush=True)
     for directory in directories:
         for ahead in (number for number in saved_epochs(directory) if number > epoch):
             aside = _move_aside(directory, ahead, 'ahead')
@@ -128,7 +141,7 @@ def read_weights(run: RunFolder, like: TrainState) -> TrainState:
     """
     arrays = run.read_weights()
     del arrays['epoch']
-    variables = flax.traverse_util.unflatten_dict(arrays, sep='/')
+    variables = stored.renamed(flax.traverse_util.unflatten_dict(arrays, sep='/'))
     _require_same_shapes(run.weights, variables, like.variables)
     return like.replace(variables=variables, average={})
 
@@ -176,6 +189,13 @@ def _require_same_shapes(path: pathlib.Path, found: dict, expected: dict) -> Non
             )
 
 
+def move_evaluations_ahead(run: RunFolder, epoch: int) -> None:
+    """Moves the evaluations of later epochs to a folder beside: these epochs are to be trained again."""
+    for ahead in numbered(run.path / 'eval'):
+        if ahead > epoch:
+            _move_aside(run.path / 'eval', ahead, 'ahead')
+
+
 def _move_aside(directory: pathlib.Path, epoch: int, why: str) -> pathlib.Path:
     aside = directory.with_name(f'checkpoints-{why}') / str(epoch)
     while aside.exists():
@@ -199,8 +219,8 @@ class Saver:
         self._keep, self._milestones = keep, milestones
         self._saving = None
         directory.mkdir(parents=True, exist_ok=True)
-        for path in directory.iterdir():  # What a killed process was writing or deleting.
-            if not path.name.isdigit():
+        for path in directory.iterdir():
+            if _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
     def save(self, epoch: int, state: TrainState) -> None:
@@ -253,7 +273,9 @@ def _read_through(path: pathlib.Path) -> None:
     """Raises where a part cannot be read: Orbax would read all at once and leave a traceback for each that fails."""
     for name in ('_CHECKPOINT_METADATA', 'state/_METADATA'):
         json.loads((path / name).read_text())
-    store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': f'file://{path.absolute()}/state/'}).result()
+    # A path, not an address: in 'file://...' some characters of a path stand for something else.
+    base = {'driver': 'file', 'path': f'{path.absolute()}/state/'}
+    store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
     keys = store.list().result()
     if not keys:
         raise FileNotFoundError(path)
@@ -265,6 +287,11 @@ def _read_through(path: pathlib.Path) -> None:
 def _shapes(tree: dict) -> dict[str, str]:
     flat = flax.traverse_util.flatten_dict(tree, sep='/')
     return {name: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}' for name, leaf in flat.items()}
+
+
+def weights_digest(state: TrainState) -> str:
+    """Returns the digest of what an evaluation measures of a state: its weights, averaged where averages are kept."""
+    return digest(jax.tree.map(np.asarray, state.average or state.variables))
 
 
 def digest(tree: dict) -> str:

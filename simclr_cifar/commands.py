@@ -2,12 +2,31 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 
 from simclr_cifar.config import InputError
 
 BAD_INPUT = 2
+
+
+class NotLocal(ValueError, argparse.ArgumentTypeError):
+    """A path that is not of this machine's file system."""
+
+
+def local_path(path: str) -> str:
+    """Returns a path of a flag with a leading '~' expanded, as a shell leaves it alone after '='.
+
+    Raises:
+      NotLocal: it is an address, as gs://bucket/folder.
+    """
+    if re.match('[a-zA-Z][a-zA-Z0-9+.-]*://', path):
+        raise NotLocal(
+            f"'{path}' is an address; give a folder of this machine: mount the bucket (gcsfuse, mount-s3), or copy "
+            'before and after, as the files in launch/ do'
+        )
+    return os.path.expanduser(path)
 
 
 def fail(message, status: int) -> int:

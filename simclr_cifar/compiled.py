@@ -1,4 +1,4 @@
-"""Compiled programs, kept for the next process."""
+"""What JAX is told before it is imported: to compute in 32 bits, and where to keep compiled programs."""
 
 import hashlib
 import os
@@ -14,6 +14,8 @@ def keep(cache_dir: str | None) -> None:
     Args:
       cache_dir: as `cache.root`.
     """
+    # A run is float32 whatever the environment says: its checkpoints, its random numbers and its figures.
+    os.environ['JAX_ENABLE_X64'] = '0'
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         return
     # A home that several machines share: a program compiled for one processor may not run on another.

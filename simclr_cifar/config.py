@@ -1,8 +1,6 @@
-"""The fields of a run: their defaults and units, their limits, their fingerprint."""
+"""The fields of a run: their defaults and units, their limits."""
 
 import difflib
-import hashlib
-import json
 import math
 import re
 
@@ -191,6 +189,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if config[name] not in choices:
             raise InputError(f'--config.{name}={config[name]}: must be one of {", ".join(choices)}')
     _validate_pairs(config)
+    if config.schedule == 'one_cycle' and config.warmup_share == 1:
+        raise InputError(
+            "--config.warmup_share=1.0: leaves no step for 'one_cycle' to go down in; make it smaller, or choose "
+            '--config.schedule=constant'
+        )
     if config.monitor_every_epochs and not config.validation_fraction:
         raise InputError(
             f'--config.monitor_every_epochs={config.monitor_every_epochs}: watches validation images; '
@@ -273,31 +276,3 @@ def unknown_field(name: str) -> str:
 def milestones(config: ml_collections.ConfigDict) -> list[int]:
     """Returns the epochs to evaluate at, ascending: the milestones within num_epochs, and the last epoch."""
     return sorted({epoch for epoch in config.milestones if epoch < config.num_epochs} | {config.num_epochs})
-
-
-def fingerprint(config: ml_collections.ConfigDict) -> str:
-    """Returns 8 hexadecimal digits of the fields that decide a run's result."""
-    decisive = {name: value for name, value in config.items() if name not in OPERATIONAL}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def to_json(config: ml_collections.ConfigDict) -> dict:
-    """Returns the config as plain JSON types (tuples become lists)."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
-
-
-def from_json(fields: dict) -> ml_collections.ConfigDict:
-    """Returns the config that `to_json` wrote, perhaps before there were all of the operational fields.
-
-    Raises:
-      InputError: where another field is missing, unknown, wrongly typed or out of its limits.
-    """
-    for name in fields:
-        if name not in study_defaults():  # Of which some are no names that a ConfigDict takes.
-            raise InputError(unknown_field(name))
-    fields = {name: defaults()[name] for name in OPERATIONAL} | fields
-    config = ml_collections.ConfigDict(
-        {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    )
-    validate(config)
-    return config.lock()

@@ -253,11 +253,20 @@ def _unseen(splits: dict[str, Dataset], embed: Callable) -> dict[str, float]:
     return figures
 
 
-def save(run: RunFolder, epoch: int, evaluation: Evaluation, class_names: tuple[str, ...]) -> None:
+def save(
+    run: RunFolder, epoch: int, evaluation: Evaluation, class_names: tuple[str, ...], weights: str | None = None
+) -> None:
     """Adds an evaluation to eval/<epoch>/, beside those of other splits.
 
-    Writes <split>.npz, confusion.csv, pictures.npz where there are pictures and, last, metrics.json, whose figures mark
-    a split as finished.
+    Writes <split>.npz, confusion.csv, pictures.npz where there are pictures, weights.json and, last, metrics.json,
+    whose figures mark a split as finished.
+
+    Args:
+      run: whose evaluation it is.
+      epoch: whose weights it measured.
+      evaluation: of one split or more.
+      class_names: of the confusions' rows and columns.
+      weights: their digest, as of `checkpoint.weights_digest`; None: not known.
     """
     folder = run.evaluation(epoch)
     finished = folder / 'metrics.json'
@@ -277,6 +286,9 @@ def save(run: RunFolder, epoch: int, evaluation: Evaluation, class_names: tuple[
     write(folder / 'confusion.csv', table.getvalue())
     if evaluation.pictures:
         write_arrays(folder / 'pictures.npz', evaluation.pictures)
+    digests = run.measured_weights(epoch) | (dict.fromkeys(evaluation.queries, weights) if weights else {})
+    if digests:
+        write_json(folder / 'weights.json', digests)
     write_json(finished, figures | evaluation.figures)
 
 

@@ -148,14 +148,12 @@ people from each other, nor for decisions about them. Fingerprint {about['finger
 def main(arguments: list[str]) -> int:
     """Exports as the flags say and returns the exit status."""
     parser = commands.Parser(prog='python -m simclr_cifar.export', description=__doc__)
-    parser.add_argument(
-        '--checkpoint', required=True, type=pathlib.Path, metavar='RUN', help="the run's folder, as weights/fast"
-    )
-    parser.add_argument('--to', required=True, type=pathlib.Path, metavar='DIR', help='the folder to write')
+    path = {'required': True, 'type': commands.local_path}
+    parser.add_argument('--checkpoint', metavar='RUN', help="the run's folder, as weights/fast", **path)
+    parser.add_argument('--to', metavar='DIR', help='the folder to write', **path)
     parser.add_argument('--epoch', type=int, help='default: the one of its figures, or the last')
     given = parser.parse_args(arguments)
-    run = RunFolder(given.checkpoint.expanduser(), '--checkpoint')
-    about = export(run, given.to.expanduser(), given.epoch)
+    about = export(RunFolder(given.checkpoint, '--checkpoint'), pathlib.Path(given.to), given.epoch)
     difference = about['largest_difference']
     print(f"{given.to}: encoder.onnx, {difference:.0e} away from JAX's embeddings, encoder.stablehlo, a card")
     return 0

@@ -10,12 +10,13 @@ import os
 import pathlib
 import subprocess
 import tempfile
-import zipfile
 
 import numpy as np
 
 from simclr_cifar.config import InputError
 
+# Where an evaluation does not tell the weights that it measured, and they are gone.
+UNKNOWN_WEIGHTS = 'unknown'
 HISTORY_FIELDS = ('epoch', 'step', 'loss', 'accuracy', 'learning_rate', 'images_per_second', 'seconds')
 
 
@@ -36,9 +37,27 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
             raise
 
 
+def numbered(folder: pathlib.Path) -> list[int]:
+    """Returns the numbers, as we write them, that entries of a folder are named by, ascending."""
+    names = [path.name for path in folder.glob('*')]
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
 def write_json(path: pathlib.Path, content) -> None:
     """Writes JSON with two spaces of indentation, as `write`."""
     write(path, json.dumps(content, indent=2) + '\n')
+
+
+class NotWritable(InputError):
+    """A folder cannot be written.
+
+    Attributes:
+      reason: the system's, in words.
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 class Folder:
@@ -63,8 +82,9 @@ class Folder:
         try:
             return dict(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
+            name = path.relative_to(self.path)
             raise InputError(
-                f'{self.flag}={self.path}: {path.name} is missing or unreadable; give the folder of a run'
+                f'{self.flag}={self.path}: {name} is missing or unreadable; give the folder of a run'
             ) from error
 
     def read_config(self) -> dict:
@@ -83,15 +103,15 @@ class Folder:
         """Holds the folder, made where it is missing, for this process alone; the lock of a dead process is no lock.
 
         Raises:
-          InputError: the folder cannot be written, or another running process holds it.
+          NotWritable: the folder cannot be written.
+          InputError: another running process holds it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / '.lock').open('a+')
         except OSError as error:
-            raise InputError(
-                f'{self.flag}={self.path}: cannot be written ({error.strerror}); choose another'
-            ) from error
+            message = f'{self.flag}={self.path}: cannot be written ({error.strerror}); choose another'
+            raise NotWritable(message, error.strerror) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,8 +152,16 @@ class RunFolder(Folder):
 
     def evaluations(self) -> dict[int, dict[str, float]]:
         """Returns the figures of every evaluated epoch, ascending."""
-        epochs = sorted(int(path.parent.name) for path in self.path.glob('eval/*/metrics.json'))
-        return {epoch: self.read_json(self.evaluation(epoch) / 'metrics.json') for epoch in epochs}
+        finished = {epoch: self.evaluation(epoch) / 'metrics.json' for epoch in numbered(self.path / 'eval')}
+        return {epoch: self.read_json(path) for epoch, path in finished.items() if path.exists()}
+
+    def measured_weights(self, epoch: int) -> dict[str, str]:
+        """Returns the digest of the weights that each split of an epoch's evaluation was measured with.
+
+        It is UNKNOWN_WEIGHTS for one of an older version whose checkpoint is gone, and absent for others of one.
+        """
+        path = self.evaluation(epoch) / 'weights.json'
+        return self.read_json(path) if path.exists() else {}
 
     def evaluated_epochs(self, split: str) -> list[int]:
         """Returns the epochs with a finished evaluation of a split, ascending."""
@@ -178,34 +206,43 @@ class RunFolder(Folder):
         try:
             with np.load(path, allow_pickle=False) as packed:
                 return dict(packed)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except Exception as error:  # NumPy, zipfile and zlib have errors of many kinds for what is damaged.
             raise InputError(
                 f'{self.flag}={self.path}: {path.relative_to(self.path)} is missing or unreadable; {remedy}'
             ) from error
 
     def read_confusions(self, epoch: int) -> dict[tuple[str, str], np.ndarray]:
-        """Returns an epoch's confusion matrices: (split, kind) to int [C, C]."""
-        with (self.evaluation(epoch) / 'confusion.csv').open(newline='') as file:
-            rows = list(csv.DictReader(file))
-        counts = {}
-        for row in rows:
-            counts.setdefault((row['split'], row['kind']), []).append(int(row['count']))
-        return {key: np.reshape(values, (math.isqrt(len(values)),) * 2) for key, values in counts.items()}
+        """Returns an epoch's confusion matrices: (split, kind) to int [C, C].
+
+        Raises:
+          InputError: they are missing or unreadable.
+        """
+        path, counts = self.evaluation(epoch) / 'confusion.csv', {}
+        try:
+            with path.open(newline='') as file:
+                for row in csv.DictReader(file):
+                    counts.setdefault((row['split'], row['kind']), []).append(int(row['count']))
+            return {key: np.reshape(values, (math.isqrt(len(values)),) * 2) for key, values in counts.items()}
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise InputError(
+                f'{self.flag}={self.path}: {path.relative_to(self.path)} is missing or unreadable; evaluate again with '
+                f'--mode=eval --checkpoint={epoch}'
+            ) from error
 
     def read_history(self) -> list[dict[str, float]]:
         """Returns the rows of history.csv, ascending by epoch; a line that a killed process left unfinished is none."""
         if not self.history.exists():
             return []
         rows = []
-        with self.history.open(newline='') as file:
-            for row in csv.DictReader(file):
+        with self.history.open(newline='', errors='replace') as file:
+            for row in csv.DictReader(line.replace('\0', '') for line in file):
                 with contextlib.suppress(TypeError, ValueError):
                     rows.append({name: float(row[name]) for name in HISTORY_FIELDS})
         return rows
 
     def start_history(self, last_epoch: int) -> None:
         """Makes history.csv hold the rows up to an epoch and no more; later epochs are to be trained again."""
-        lines = self.history.read_text().splitlines() if self.history.exists() else []
+        lines = self.history.read_text(errors='replace').splitlines() if self.history.exists() else []
         kept = [line for line in lines[1:] if line.split(',')[0].isdigit() and int(line.split(',')[0]) <= last_epoch]
         write(self.history, '\n'.join([','.join(HISTORY_FIELDS), *kept]) + '\n')
 

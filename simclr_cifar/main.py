@@ -5,6 +5,7 @@ python -m simclr_cifar.main --mode=eval --workdir=runs/c10-1a2b3c4d
 python -m simclr_cifar.main --mode=study --config=configs/study.py
 """
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -14,7 +15,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_cifar import commands, compiled, files, interruption
+from simclr_cifar import commands, compiled, files, interruption, stored
 from simclr_cifar import config as config_lib
 from simclr_cifar.config import DatasetNotFound, InputError, RunFailed
 
@@ -32,18 +33,27 @@ _MODE = flags.DEFINE_enum(
     'sure that the data is there, downloading it where needed; exit status 3 where it cannot be had. doctor: tell in '
     'under a minute whether this machine, or all of a cluster, is fit for the config; exit status 1 where it is not.',
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; default: runs/<config name>-<fingerprint>.")
+
+
+class _PathParser(flags.ArgumentParser):
+    """A path on this machine; raises ValueError for another's."""
+
+    def parse(self, argument: str) -> str:
+        return commands.local_path(argument)
+
+
+def _define_path(name: str, meaning: str) -> flags.FlagHolder:
+    return flags.DEFINE(_PathParser(), name, None, meaning, serializer=flags.ArgumentSerializer())
+
+
+_WORKDIR = _define_path('workdir', "The run's folder; default: runs/<config name>-<fingerprint>.")
 _CHECKPOINT = flags.DEFINE_integer(
     'checkpoint', None, 'eval: the epoch to evaluate; default: the one chosen, or the last.'
 )
 _CLASSES = flags.DEFINE_string('classes', None, 'Comma-separated class names, in any order; sets --config.classes.')
 _NUM_CLASSES = flags.DEFINE_integer('num_classes', None, "The dataset's first so many; sets --config.num_classes.")
-_DATA_DIR = flags.DEFINE_string(
-    'data_dir', None, "TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default."
-)
-_CACHE_DIR = flags.DEFINE_string(
-    'cache_dir', None, 'For decoded images and compiled programs; default: ~/.cache/simclr_cifar.'
-)
+_DATA_DIR = _define_path('data_dir', "TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default.")
+_CACHE_DIR = _define_path('cache_dir', 'For decoded images and compiled programs; default: ~/.cache/simclr_cifar.')
 _STOPPED_STATUS = flags.DEFINE_integer(
     'stopped_status',
     0,
@@ -98,18 +108,32 @@ def _train() -> int:
         raise InputError("--config: the config of a study; add --mode=study, or give a single run's, as configs/c10.py")
     from simclr_cifar import beginning, data, processes, report, train
 
-    with processes.together(*_together()):
+    with processes.together(*_together()), contextlib.ExitStack() as stack:
         splits = data.load_splits(config, _DATA_DIR.value, _CACHE_DIR.value)
         beginning.require_trainable(config, splits['train'])  # Refused before anything is written.
-        if not processes.is_leader():
-            train.train(config, splits, {config.seed: None})
+        run = files.RunFolder(_WORKDIR.value or _default_workdir(config)) if processes.is_leader() else None
+        finished = False
+        if run:
+            stored.require_same(run, config)
+            finished = run.config.exists() and beginning.is_finished(run, config)
+            if finished:
+                beginning.require_same_images(run, splits)
+            else:
+                beginning.require_free(run)  # Before the lock's file lies in it.
+                stack.enter_context(run.locked())
+                beginning.begin(run, _name(), config, splits)
+                beginning.require_resumable(run, config)
+        finished = processes.agree(finished)
+        if not finished:
+            train.train(config, splits, {config.seed: run})
+        if not run:
             return 0
-        run = files.RunFolder(_WORKDIR.value or _default_workdir(config))
-        _require_same_config(run, config)
-        with run.locked():
-            beginning.begin(run, _name(), config, splits)
-            figures = train.train(config, splits, {config.seed: run})[config.seed]
+        figures = run.read_json(run.metrics)
+        # A killed process may have left a finished run without its report; one that was handed on has no evaluation.
+        if not finished or (not run.report.exists() and run.evaluation(figures['epoch']).exists()):
             report.write_report(run)
+        if finished:
+            print(f'Finished before: {run.path} holds all {config.num_epochs} epochs, so nothing was trained')
         _tell(run, figures)
     return 0 if figures['last_epoch'] == config.num_epochs else _STOPPED_STATUS.value
 
@@ -121,7 +145,7 @@ def _study() -> int:
             "--config: the config of a single run; a study's starts from simclr_cifar.config.study_defaults(), "
             'as configs/study.py'
         )
-    from simclr_cifar import processes, study
+    from simclr_cifar import beginning, processes, study
 
     where = _DATA_DIR.value, _CACHE_DIR.value
     with processes.together(*_together()):
@@ -130,7 +154,8 @@ def _study() -> int:
             study.run_study(_name(), config, plan, None, *where)
             return 0
         folder = files.StudyFolder(_WORKDIR.value or _default_workdir(config))
-        _require_same_config(folder, config)
+        stored.require_same(folder, config)
+        beginning.require_free(folder)
         with folder.locked():
             finished = study.run_study(_name(), config, plan, folder, *where)
         print(folder.text.read_text())
@@ -149,13 +174,13 @@ def _evaluate() -> int:
     if not run.path.is_dir():
         raise InputError(f'--workdir={run.path}: there is no such folder; give the folder of a run')
     if _CONFIG.value:
-        _require_same_config(run, _config())
+        stored.require_same(run, _config())
     elif _CLASSES.value or _NUM_CLASSES.value is not None:
         raise InputError('--classes, --num_classes: a run is evaluated on the classes that it was trained on')
     fields = run.read_config()
     if 'subsets' in fields:
         raise InputError(f'--workdir={run.path}: holds a study; give the folder of one of its runs, as c4/seed_0')
-    config = config_lib.from_json(fields)
+    config = stored.from_json(fields)
     from simclr_cifar import reevaluate
 
     figures = reevaluate.reevaluate(run, config, _CHECKPOINT.value, _DATA_DIR.value, _CACHE_DIR.value)
@@ -208,31 +233,15 @@ def _name() -> str:
 def _default_workdir(config) -> pathlib.Path:
     # The dataset's name where it is not the one that this project is named after.
     parts = [_name()] + ([config_lib.title(config.dataset)] if config.dataset != 'cifar10' else [])
-    name = re.sub('[^\\w.-]+', '-', '-'.join([*parts, config_lib.fingerprint(config)]))
+    name = re.sub('[^\\w.-]+', '-', '-'.join([*parts, stored.fingerprint(config)]))
     return pathlib.Path('runs') / name
-
-
-def _require_same_config(folder: files.Folder, config) -> None:
-    if not folder.config.exists():
-        return
-    before, now = folder.read_config(), config_lib.to_json(config)
-    differing = [
-        f'{name} was {before.get(name)!r} and is {now.get(name)!r}'
-        for name in sorted(before.keys() | now.keys())
-        if name not in config_lib.OPERATIONAL and before.get(name) != now.get(name)
-    ]
-    if differing:
-        kind = 'a study' if 'subsets' in before else 'a run'
-        raise InputError(
-            f'--workdir={folder.path}: holds {kind} of another config ({"; ".join(differing)}); '
-            'choose another folder, or the config that it was started with'
-        )
 
 
 def _tell(run: files.RunFolder, figures: dict[str, float]) -> None:
     for name, value in figures.items():
         print(f'{name:32} {value:.6g}')
-    print(f'Report: {run.report}')
+    if run.report.exists():
+        print(f'Report: {run.report}')
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
@@ -248,6 +257,7 @@ def _is_full_disk(error: BaseException | None) -> bool:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; answers bad ones in one line and ends the process."""
     fields = config_lib.study_defaults()
+    argv = [re.sub('^(--?config=)(~.*)', lambda match: match[1] + os.path.expanduser(match[2]), part) for part in argv]
     try:
         for argument in argv[1:]:
             name = argument.partition('=')[0].lstrip('-')

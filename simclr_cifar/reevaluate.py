@@ -1,9 +1,11 @@
 """Evaluation of a run from its folder alone."""
 
+import contextlib
+
 import ml_collections
 
-from simclr_cifar import beginning, checkpoint, data, evaluate, parallel, report, step, train
-from simclr_cifar.files import RunFolder
+from simclr_cifar import beginning, checkpoint, data, evaluate, parallel, report, step, stored, train
+from simclr_cifar.files import NotWritable, RunFolder
 
 
 def reevaluate(
@@ -13,7 +15,7 @@ def reevaluate(
     data_dir: str | None = None,
     cache_dir: str | None = None,
 ) -> dict[str, float]:
-    """Evaluates a checkpoint, writes its figures and the report, and returns the figures.
+    """Evaluates a checkpoint, writes its figures and the report where the folder can be written, returns the figures.
 
     Args:
       run: with checkpoints, or with weights.npz.
@@ -26,14 +28,24 @@ def reevaluate(
         images are not those that it is of.
     """
     evaluated = checkpoint.evaluated_epoch(run, epoch)
+    stored.require_same_meaning(run, config, resumed=False)
     splits = data.load_splits(config, data_dir, cache_dir)
     beginning.require_same_images(run, splits)
     like = step.init_state(config, splits['train'].images, config.seed)
     state = checkpoint.read_evaluated(run, evaluated, like)
-    with run.locked():
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(run.locked())
+            reason = ''
+        except NotWritable as error:
+            reason = error.reason
         scored = ['train', 'validation', 'test'] if 'validation' in splits else ['test']
         evaluation = evaluate.make_evaluate(config, parallel.local_mesh(), splits)(state, scored)
-        evaluate.save(run, evaluated, evaluation, splits['train'].class_names)
+        if reason:
+            print(f'{run.flag}={run.path}: cannot be written ({reason}), so nothing was saved')
+            return evaluation.figures
+        weights = checkpoint.weights_digest(state)
+        evaluate.save(run, evaluated, evaluation, splits['train'].class_names, weights)
         if epoch is None:
             final = run.read_json(run.metrics) if run.metrics.exists() else {}
             train.write_final_figures(run, evaluated, final.get('last_epoch', evaluated))

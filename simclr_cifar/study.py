@@ -4,7 +4,7 @@ import re
 
 import ml_collections
 
-from simclr_cifar import beginning, data, duplicates, pictures, processes, report, study_report, train
+from simclr_cifar import beginning, data, duplicates, pictures, processes, report, stored, study_report, train
 from simclr_cifar import config as config_lib
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder, StudyFolder, write_arrays, write_json
@@ -65,22 +65,25 @@ def run_study(
     """
     seeds, finished = range(config.seed, config.seed + config.num_seeds), True
     if folder:
-        described = {'name': name, 'fingerprint': config_lib.fingerprint(config), 'config': config_lib.to_json(config)}
+        described = {'name': name, 'fingerprint': stored.fingerprint(config), 'config': stored.to_json(config)}
         write_json(folder.config, described | {'subsets': list(subsets), 'seeds': list(seeds)})
     for number, (subset_name, subset) in enumerate(subsets.items(), 1):
         runs = {seed: folder and folder.run(subset_name, seed) for seed in seeds}
         seeds_told = f'{len(runs)} seeds' if len(runs) > 1 else '1 seed'
         told = f'Subset {number} of {len(subsets)}, {subset_name}, {seeds_told}'
         splits = data.load_splits(config_lib.study_run(config, subset, config.seed), data_dir, cache_dir)
+        configs = {seed: config_lib.study_run(config, subset, seed) for seed in seeds}
         for seed, run in runs.items():
             if run:
-                beginning.begin(run, subset_name, config_lib.study_run(config, subset, seed), splits)
+                beginning.begin(run, subset_name, configs[seed], splits)
         if processes.agree(bool(folder and _is_finished(folder, subset_name, runs, config))):
             if folder:
                 print(f'{told}: finished before', flush=True)
             continue
         if folder:
             print(told, flush=True)
+            for seed, run in runs.items():
+                beginning.require_resumable(run, configs[seed])
         train.train(config_lib.study_run(config, subset, config.seed), splits, runs)
         if folder:
             _find_duplicates(folder, subset_name, splits)
@@ -96,8 +99,7 @@ def _is_finished(
     folder: StudyFolder, subset_name: str, runs: dict[int, RunFolder], config: ml_collections.ConfigDict
 ) -> bool:
     return folder.duplicates(subset_name).exists() and all(
-        run.report.exists() and run.metrics.exists() and run.read_json(run.metrics)['last_epoch'] == config.num_epochs
-        for run in runs.values()
+        run.report.exists() and beginning.is_finished(run, config) for run in runs.values()
     )
 
 

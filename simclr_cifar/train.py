@@ -22,7 +22,7 @@ from simclr_cifar import (
 from simclr_cifar import config as config_lib
 from simclr_cifar.data import Dataset
 from simclr_cifar.feed import Feed, is_resident
-from simclr_cifar.files import RunFolder, write_arrays, write_json
+from simclr_cifar.files import UNKNOWN_WEIGHTS, RunFolder, write_arrays, write_json
 from simclr_cifar.log import Log
 
 _SHEET_IMAGES = 10
@@ -76,12 +76,26 @@ def train(
             print(f'Going on from epoch {epoch} of {config.num_epochs} in {run.path}', flush=True)
 
     def evaluate_run(run, epoch, state, names):
-        # Those that a killed process finished are not computed again.
-        missing = [name for name in names if epoch not in run.evaluated_epochs(name)]
+        # Those that a killed process finished are not computed again, if they are of these weights.
+        weights, measured = checkpoint.weights_digest(state), run.measured_weights(epoch)
+        missing = [name for name in names if epoch not in run.evaluated_epochs(name) or measured.get(name) != weights]
         if missing:
             evaluation = evaluate_state(state, missing)
-            evaluate.save(run, epoch, evaluation, class_names)
+            evaluate.save(run, epoch, evaluation, class_names, weights)
             log.evaluation(run, epoch, evaluation.figures)
+
+    def renew_evaluations(run, state):
+        """Measures again what was not measured of the weights of its checkpoint, or does not tell of which."""
+        checkpoint.move_evaluations_ahead(run, epoch)
+        for earlier, figures in run.evaluations().items():
+            names = [name for name in ('train', 'validation', 'test') if any(f.startswith(f'{name}/') for f in figures)]
+            if earlier < epoch and earlier in checkpoint.saved_epochs(run.checkpoints):
+                with contextlib.suppress(checkpoint.CheckpointDamaged):
+                    evaluate_run(run, earlier, checkpoint.restore(run.checkpoints, earlier, state), names)
+                    continue
+            if earlier < epoch and not run.measured_weights(earlier):
+                print(f'{run.evaluation(earlier)}: kept as it is; the weights that it measured are gone', flush=True)
+                write_json(run.evaluation(earlier) / 'weights.json', dict.fromkeys(names, UNKNOWN_WEIGHTS))
 
     def watch_run(run, epoch, state):
         figures = watch(state)
@@ -95,6 +109,8 @@ def train(
     with contextlib.ExitStack() as stack:
         for resource in (*savers, log):
             stack.enter_context(resource)
+        for run, state in zip(folders, states, strict=False):
+            renew_evaluations(run, state)
         if epoch in milestones:  # Killed between the checkpoint and its figures.
             for run, state in zip(folders, states, strict=False):
                 evaluate_run(run, epoch, state, scored_last if epoch == config.num_epochs else scored)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from simclr_cifar import checkpoint, models, step
-from simclr_cifar import config as config_lib
+from simclr_cifar import checkpoint, models, step, stored
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder
 
@@ -56,7 +55,7 @@ def load(run: RunFolder, epoch: int | None = None) -> Trained:
     Raises:
       InputError: there is no run, no such checkpoint, or it is damaged.
     """
-    described, config = run.read_json(run.config), config_lib.from_json(run.read_config())
+    described, config = run.read_json(run.config), stored.from_json(run.read_config())
     shape, class_names = (described.get(name) for name in ('image_shape', 'class_names'))
     if not _are(shape, int) or len(shape) != 3 or min(shape) < 1:
         raise InputError(
@@ -67,6 +66,7 @@ def load(run: RunFolder, epoch: int | None = None) -> Trained:
         raise InputError(
             f'{run.flag}={run.path}: config.json does not tell its "class_names"; give the folder of a run'
         )
+    stored.require_same_meaning(run, config, resumed=False)
     epoch, shape = checkpoint.evaluated_epoch(run, epoch, '--epoch'), tuple(shape)
     with config.unlocked():
         config.compute_dtype = 'float32'

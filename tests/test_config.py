@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from simclr_cifar import config as config_lib
+from simclr_cifar import stored
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
 
@@ -93,16 +94,16 @@ def test_a_missing_field_is_named():
 
 def test_json_keeps_every_field():
     config = changed(channels=(8, 16), classes='cat,ship')
-    assert config_lib.from_json(json.loads(json.dumps(config_lib.to_json(config)))) == config
+    assert stored.from_json(json.loads(json.dumps(stored.to_json(config)))) == config
     study = config_lib.study_defaults()
-    assert config_lib.from_json(json.loads(json.dumps(config_lib.to_json(study)))) == study
+    assert stored.from_json(json.loads(json.dumps(stored.to_json(study)))) == study
 
 
 def test_the_fingerprint_is_of_what_decides_the_result():
-    reference = config_lib.fingerprint(config_lib.defaults())
+    reference = stored.fingerprint(config_lib.defaults())
     for name, value in config_lib.defaults().items():
         other = value + 'x' if isinstance(value, str) else (*value, 5) if isinstance(value, tuple) else value + 1
-        differs = config_lib.fingerprint(changed(**{name: other})) != reference
+        differs = stored.fingerprint(changed(**{name: other})) != reference
         assert differs == (name not in config_lib.OPERATIONAL), name
 
 

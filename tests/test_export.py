@@ -19,6 +19,7 @@ from simclr_cifar import (
     onnx_graph,
     parallel,
     step,
+    stored,
     trained,
 )
 from simclr_cifar import config as config_lib
@@ -34,7 +35,7 @@ def made_run(path, **fields):
     config.update({'channels': (4, 6), 'dataset': 'digits'} | fields)
     run = RunFolder(path)
     state = step.init_state(config, IMAGES, 3)
-    described = {'name': 'made', 'config': config_lib.to_json(config), 'class_names': ['a', 'b']}
+    described = {'name': 'made', 'config': stored.to_json(config), 'class_names': ['a', 'b']}
     files.write_json(run.config, described | {'image_shape': [32, 32, 3], 'description': 'Noise.'})
     files.write_json(run.metrics, {'epoch': 7, 'test/precision_at_1': 0.1234, 'no_match/threshold': 0.875})
     checkpoint.save_weights(run, 7, state)

@@ -26,7 +26,7 @@ LEVELS = {
         ),
         *('neighbours', 'representation'),
     ],
-    2: ['sources', 'folders', 'layers', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
+    2: ['stored', 'sources', 'folders', 'layers', 'metrics', 'duplicates', 'pages', 'figures', 'overfitting'],
     3: ['data', 'encoders'],
     4: ['models', 'pictures', 'views'],
     5: ['step'],

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import ROOT
 
-from simclr_cifar import beginning, data
+from simclr_cifar import beginning, data, stored
 from simclr_cifar import config as config_lib
 
 # The examples are the same in every run.
@@ -109,9 +109,9 @@ def test_any_flags_get_one_line(answer, given):
 @BOUNDED
 @given(st.dictionaries(st.one_of(st.sampled_from(FIELDS), texts), literals, min_size=1, max_size=4))
 def test_any_fields_are_refused_or_trainable(given):
-    fields = config_lib.to_json(config_lib.defaults()) | {'dataset': 'digits'} | given
+    fields = stored.to_json(config_lib.defaults()) | {'dataset': 'digits'} | given
     try:
-        config = config_lib.from_json(fields)
+        config = stored.from_json(fields)
         splits = data.load_splits(config)
         beginning.require_trainable(config, splits['train'])
     except config_lib.InputError as error:

@@ -11,7 +11,7 @@ from conftest import assert_holds_everything_itself
 from PIL import Image
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, evaluate, files, report
+from simclr_cifar import data, evaluate, files, report, stored
 
 NAMES = ('<script>alert(1)</script>', 'a$b$', 'cat & dog')
 
@@ -29,7 +29,7 @@ def run(tmp_path):
         {
             'name': 'made',
             'fingerprint': '01234567',
-            'config': config_lib.to_json(config_lib.defaults()) | {'dataset': 'digits'},
+            'config': stored.to_json(config_lib.defaults()) | {'dataset': 'digits'},
             'description': dataset.description,
             'class_names': NAMES,
             'unseen_class_names': [],

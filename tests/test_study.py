@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import CLASS_NAMES, assert_holds_everything_itself
 
-from simclr_cifar import checkpoint, duplicates, files, findings, study
+from simclr_cifar import checkpoint, duplicates, files, findings, stored, study
 from simclr_cifar import config as config_lib
 
 SEEDS = (0, 1)
@@ -73,7 +73,7 @@ def test_every_subset_and_seed_is_a_run_of_its_own(finished):
             described = json.loads(run.config.read_text())
             assert described['class_names'] == list(classes)
             assert described['config']['seed'] == seed
-            config_lib.from_json(described['config'])
+            stored.from_json(described['config'])
             assert checkpoint.saved_epochs(run.checkpoints)[-1] == 4
             assert run.report.exists()
     histories = {(subset, seed): finished.run(subset, seed).history.read_text() for subset in SUBSETS for seed in SEEDS}

@@ -7,8 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from simclr_cifar import checkpoint, data, evaluate, metrics, neighbours, parallel, step
-from simclr_cifar import config as config_lib
+from simclr_cifar import checkpoint, data, evaluate, metrics, neighbours, parallel, step, stored
 from simclr_cifar.files import RunFolder
 
 FOLDERS = sorted((pathlib.Path(__file__).parent.parent / 'weights').glob('*/'))
@@ -31,7 +30,7 @@ def test_they_are_those_that_their_readme_tells_of(folder):
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
 def test_test_images_have_the_recorded_figures(folder, cifar10_data_dir):
     run = RunFolder(folder)
-    config = config_lib.from_json(run.read_json(run.config)['config'])
+    config = stored.from_json(run.read_json(run.config)['config'])
     splits, mesh = data.load_splits(config), parallel.make_mesh(1)
     state = checkpoint.read_weights(run, step.init_state(config, splits['train'].images, config.seed))
     encode, labels = step.compile_encode(config, mesh), splits['test'].labels

@@ -175,7 +175,7 @@ def _encoder(given) -> Encoder | None:
 
 
 def _path(text: str) -> pathlib.Path:
-    return pathlib.Path(text).expanduser()
+    return pathlib.Path(commands.local_path(text))
 
 
 def _number(text: str) -> float:
@@ -196,20 +196,34 @@ _number.__name__, _threshold.__name__ = 'number', 'number, auto or none'
 def _parser() -> commands.Parser:
     parser = commands.Parser(prog='python -m simclr_cifar.search', description=__doc__)
     cache_dir = 'for decoded images and compiled programs; default: ~/.cache/simclr_cifar'
+    local = commands.local_path
     modes = parser.add_subparsers(required=True, metavar='MODE', parser_class=commands.Parser)
 
     def mode(name: str, function, told: str) -> commands.Parser:
         added = modes.add_parser(name, help=told, description=told)
         added.set_defaults(function=function)
-        added.add_argument('--index', required=True, metavar='DIR', help='the directory of the index')
+        added.add_argument('--index', required=True, type=local, metavar='DIR', help='the directory of the index')
         encoder = added.add_mutually_exclusive_group()
-        encoder.add_argument('--checkpoint', metavar='RUN', help='the encoder: the folder of a run, as weights/fast')
-        encoder.add_argument('--encoder', metavar='FILE', help='or an .onnx file, with which JAX is not needed')
-        added.add_argument('--cache_dir', help=cache_dir)
+        encoder.add_argument(
+            '--checkpoint',
+            type=local,
+            metavar='RUN',
+            help='the encoder: the folder of a run, as weights/fast',
+        )
+        encoder.add_argument(
+            '--encoder', type=local, metavar='FILE', help='or an .onnx file, with which JAX is not needed'
+        )
+        added.add_argument('--cache_dir', type=local, help=cache_dir)
         return added
 
     build = mode('build', _build, "make an index of a folder's pictures, or bring one up to date")
-    build.add_argument('--images', required=True, metavar='FOLDER', help='of pictures, by class where these are known')
+    build.add_argument(
+        '--images',
+        required=True,
+        type=local,
+        metavar='FOLDER',
+        help='of pictures, by class where these are known',
+    )
     build.add_argument(
         '--ann',
         action='store_true',
@@ -217,9 +231,9 @@ def _parser() -> commands.Parser:
     )
     for name, function, told in (('add', _add, 'add pictures'), ('remove', _remove, 'take pictures out')):
         changed = mode(name, function, told)
-        changed.add_argument('--images', required=True, nargs='+', metavar='PATH', help='folders and files')
+        changed.add_argument('--images', required=True, type=local, nargs='+', metavar='PATH', help='folders and files')
     query = mode('query', _query, 'find the pictures that are most like one')
-    query.add_argument('--image', required=True, help='a file, a folder of them, or - for standard input')
+    query.add_argument('--image', required=True, type=local, help='a file, a folder of them, or - for standard input')
     query.add_argument('-k', type=int, help='how many; default: 10, or as many as there are')
     query.add_argument('--class', dest='class_name', metavar='NAME', help='of the pictures to choose from')
     query.add_argument(
@@ -246,8 +260,12 @@ def _parser() -> commands.Parser:
     unpack = modes.add_parser('unpack', help="write CIFAR-10's test images, or the digits, as files to try it with")
     unpack.set_defaults(function=_unpack)
     unpack.add_argument('--to', required=True, type=_path, metavar='FOLDER', help='which does not exist yet')
-    unpack.add_argument('--data_dir', help="TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default")
-    unpack.add_argument('--cache_dir', help=cache_dir)
+    unpack.add_argument(
+        '--data_dir',
+        type=local,
+        help="TFDS's data folder; default: TFDS_DATA_DIR, else TFDS's own default",
+    )
+    unpack.add_argument('--cache_dir', type=local, help=cache_dir)
     return parser
 
 
