@@ -10,7 +10,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import flax.serialization
 import flax.traverse_util
@@ -61,11 +61,11 @@ def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState
     logging.disable()  # What Orbax logs of a damaged checkpoint is said below in one line.
     with interruption.deferred():  # Which Orbax would take for damage.
         try:
-            _read_through(path)
-            with _ALONE:
-                saved = ocp.load(path.absolute())
+            with _plain(directory) as plain, _ALONE:
+                _read_through(plain / str(epoch))
+                saved = ocp.load(plain / str(epoch))
                 # Orbax checks that files are whole, not that their bytes are those written.
-                intact = ocp.metadata(path.absolute()).custom_metadata['digest'] == digest(saved)
+                intact = ocp.metadata(plain / str(epoch)).custom_metadata['digest'] == digest(saved)
         except Exception:  # Orbax has errors of many kinds for what is missing, cut off or changed.
             intact = False
         finally:
@@ -197,7 +197,7 @@ def move_evaluations_ahead(run: RunFolder, epoch: int) -> None:
 
 
 def _move_aside(directory: pathlib.Path, epoch: int, why: str) -> pathlib.Path:
-    aside = directory.with_name(f'checkpoints-{why}') / str(epoch)
+    aside = directory.with_name(f'{directory.name}-{why}') / str(epoch)
     while aside.exists():
         aside = aside.with_name(f'{aside.name}-again')
     aside.parent.mkdir(exist_ok=True)
@@ -215,13 +215,14 @@ class Saver:
     """
 
     def __init__(self, directory: pathlib.Path, keep: int, milestones: list[int]):
-        self.directory = directory.absolute()
+        self.directory, self._stack = directory.absolute(), contextlib.ExitStack()
         self._keep, self._milestones = keep, milestones
         self._saving = None
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.iterdir():
             if _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
+        self._plain = self._stack.enter_context(_plain(directory))
 
     def save(self, epoch: int, state: TrainState) -> None:
         """Copies the state to the host and writes it in the background, after the one before is written."""
@@ -231,7 +232,7 @@ class Saver:
         _require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         with _ALONE:
             self._saving = ocp.save_async(
-                self.directory / str(epoch), tree, overwrite=True, custom_metadata={'digest': digest(tree)}
+                self._plain / str(epoch), tree, overwrite=True, custom_metadata={'digest': digest(tree)}
             )
 
     def wait(self) -> None:
@@ -254,7 +255,8 @@ class Saver:
         return self
 
     def __exit__(self, *exception):
-        self.wait()
+        with self._stack:
+            self.wait()
 
 
 def _return_memory() -> None:
@@ -267,6 +269,18 @@ def _require_space(directory: pathlib.Path, num_bytes: int) -> None:
     """Raises OSError where so much cannot be written: a save that fails in Orbax leaves a traceback for each array."""
     with tempfile.TemporaryFile(dir=directory) as probe:
         os.posix_fallocate(probe.fileno(), 0, num_bytes + 2**18)
+
+
+@contextlib.contextmanager
+def _plain(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives an absolute path of a directory in which Orbax, which looks for files by patterns, finds no pattern."""
+    if set('[]*?\\').isdisjoint(str(directory.absolute())):
+        yield directory.absolute()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = pathlib.Path(folder) / 'checkpoints'
+        link.symlink_to(directory.absolute())
+        yield link
 
 
 def _read_through(path: pathlib.Path) -> None:

@@ -204,7 +204,8 @@ class RunFolder(Folder):
 
     def _read_packed(self, path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
         try:
-            with np.load(path, allow_pickle=False) as packed:
+            # NumPy leaves a file open that it cannot read.
+            with path.open('rb') as file, np.load(file, allow_pickle=False) as packed:
                 return dict(packed)
         except Exception as error:  # NumPy, zipfile and zlib have errors of many kinds for what is damaged.
             raise InputError(
@@ -236,7 +237,7 @@ class RunFolder(Folder):
         rows = []
         with self.history.open(newline='', errors='replace') as file:
             for row in csv.DictReader(line.replace('\0', '') for line in file):
-                with contextlib.suppress(TypeError, ValueError):
+                with contextlib.suppress(TypeError, ValueError, KeyError):
                     rows.append({name: float(row[name]) for name in HISTORY_FIELDS})
         return rows
 

@@ -27,8 +27,8 @@ def reevaluate(
       InputError: there is nothing to evaluate, not of that epoch, or it is damaged; another process holds the run; the
         images are not those that it is of.
     """
-    evaluated = checkpoint.evaluated_epoch(run, epoch)
     stored.require_same_meaning(run, config, resumed=False)
+    evaluated = checkpoint.evaluated_epoch(run, epoch)
     splits = data.load_splits(config, data_dir, cache_dir)
     beginning.require_same_images(run, splits)
     like = step.init_state(config, splits['train'].images, config.seed)
