@@ -44,6 +44,11 @@ STUDY = ['--mode=study', '--config=configs/study.py', '--config.dataset=digits']
         ([SMOKE, '--config.num_epochs=0'], '--config.num_epochs=0: must be'),
         ([SMOKE, '--config.batches_per_epoch=0'], '--config.batches_per_epoch'),
         ([SMOKE, '--config.groups_per_batch=-1'], '--config.groups_per_batch'),
+        ([SMOKE, '--config.schedule=one_cycle', '--config.warmup_share=1.0'], '--config.warmup_share=1.0: leaves no'),
+        *(
+            ([SMOKE, f'--{flag}={address}/x'], f"--{flag}={address}/x: '{address}/x' is an address")
+            for flag, address in (('workdir', 'gs://bucket'), ('data_dir', 's3://b'), ('cache_dir', 'hdfs://host'))
+        ),
         ([SMOKE, '--config.temperature=0'], '--config.temperature'),
         ([SMOKE, '--config.temperature=nan'], '--config.temperature'),
         ([SMOKE, '--config.temperature=inf'], '--config.temperature'),
