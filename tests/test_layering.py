@@ -16,6 +16,7 @@ LEVELS = {
             'compiled',
             'onnx_graph',
             'decoding',
+            'importing',
             'parallel',
             'processes',
             'sampling',
