@@ -13,6 +13,7 @@ from simclr_cifar.config import FOLDER, IMAGES, InputError
 _TEST = ('test', 'validation', 'val')
 _AWAY = 'a link that leads out of the folder'
 _EMPTY = 'a folder without files'
+_NO_CLASS = 'in the sub-folder of no class'
 
 
 def absolute(dataset: str) -> str:
@@ -158,7 +159,7 @@ def _files(root, folder, names, of_part) -> tuple[list[tuple[str, int, pathlib.P
             f'{entry.name!a}: {_AWAY}' for entry in _visible(folder) if entry.is_dir() and _leads_out(entry, root)
         ]
         loose = [entry for entry in _visible(folder) if entry.is_file()]
-        left_out += [f'{str(entry.relative_to(root))!a}: in the sub-folder of no class' for entry in loose]
+        left_out += [f'{str(entry.relative_to(root))!a}: {_NO_CLASS}' for entry in loose]
     for where in of_part if names else [folder]:
         label = names.index(where.name) if names else 0
         for path, problem, is_folder in _walked(where, root):
@@ -230,9 +231,12 @@ def _decode(flag, root, files, classes, left_out, image_size) -> cache.Decoded:
             yield images, labels
         if not number:
             why = f', as {left_out[0]}' if left_out else ''
+            no_class = ''
+            if any(line.endswith(_NO_CLASS) for line in left_out):
+                no_class = f', or take the images as of no class with --config.dataset={IMAGES}{root.absolute()}'
             raise InputError(
                 f'{flag}: none of its {len(left_out)} files is an image that can be read{why}; give a folder of '
-                'images, or of a sub-folder of them for each class'
+                f'images, or of a sub-folder of them for each class{no_class}'
             )
 
     return cache.Decoded(pieces(), tuple(classes), f'Images in {root.absolute().name!a}.', left_out)

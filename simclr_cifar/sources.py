@@ -181,8 +181,8 @@ def _decode(name: str, split: str, prepared: pathlib.Path, image_size: int) -> c
         )
     if info.file_format.value == 'tfrecord' and importlib.util.find_spec('tensorflow') is None:
         raise InputError(
-            f'{prepared} holds tfrecord files, which only TensorFlow reads; pip install tensorflow-cpu, '
-            'or give another --data_dir, or leave it out to download the dataset as array_record'
+            f'{prepared} holds tfrecord files, which only TensorFlow reads; pip install tensorflow-cpu, 2.20 or '
+            'later, or give another --data_dir, or leave it out to download the dataset as array_record'
         )
 
     def encoded() -> Iterator[decoding.Encoded]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from programs import ROOT
 
 from simclr_cifar import config as config_lib
 from simclr_cifar import data, files, folders
+from simclr_cifar.config import InputError
 from simclr_cifar.search import Index, pictures
 
 
@@ -158,6 +160,15 @@ def test_images_beside_such_folders_are_of_no_class(tmp_path, cache_dir, capfd):
     assert (dataset.class_names, len(dataset.labels)) == (('photos',), 3)
     told = [line.split("'")[1] for line in capfd.readouterr().err.splitlines()]
     assert sorted(told) == ['__MACOSX', 'new', 'runs']
+
+
+def test_images_beside_a_folder_without_images_are_refused_with_a_remedy(tmp_path, cache_dir):
+    write(tmp_path / 'photos' / '0.png', encoded())
+    write(tmp_path / 'photos' / 'notes' / 'notes.txt', b'cats')
+    with pytest.raises(InputError, match=r'none of its 2 files .*; give a folder') as raised:
+        data.load(f'folder:{tmp_path / "photos"}', 'train', None, cache_dir)
+    (remedy,) = re.findall(r'--config\.dataset=(images:\S+)', str(raised.value))
+    assert len(data.load(remedy, 'train', None, cache_dir).labels) == 1
 
 
 def test_an_empty_test_folder_is_no_test_split(tmp_path, cache_dir, capfd):
