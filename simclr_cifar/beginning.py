@@ -104,8 +104,14 @@ def require_same_images(run: RunFolder, splits: dict[str, Dataset]) -> None:
     Raises:
       InputError: they are not.
     """
-    before = run.read_json(run.config)
-    for about, now in (('class_names', list(splits['train'].class_names)), ('images', _count(splits))):
+    before, images = run.read_json(run.config), _count(splits)
+    # Earlier versions counted the images of unseen classes with fewer than a pair of them, too.
+    stored, unseen = before.get('images'), splits['unseen'].class_names if 'unseen' in splits else ()
+    if isinstance(stored, dict) and 'unseen' in stored:
+        too_small = set(before.get('unseen_class_names') or ()) - set(unseen)
+        if 0 <= stored['unseen'] - images.get('unseen', 0) <= len(too_small):
+            images['unseen'] = stored['unseen']
+    for about, now in (('class_names', list(splits['train'].class_names)), ('images', images)):
         if before.get(about) != now:
             raise InputError(
                 f'--workdir={run.path}: is of other images ({about}: {before.get(about)}, now {now}); choose another '

@@ -90,13 +90,18 @@ def _checksum(about: dict) -> int:
 
 def _described(description: str, left_out: list[str]) -> str:
     """Returns the description with how many are left out, after telling which."""
+    tell_left_out(left_out)
     if not left_out:
         return description
-    for line in left_out[:_MOST_TOLD]:
-        print(f'Left out: {line}', file=sys.stderr)
-    if len(left_out) > _MOST_TOLD:
-        print(f'and {len(left_out) - _MOST_TOLD} more', file=sys.stderr)
     return f'{description} Files left out: {len(left_out)}.'
+
+
+def tell_left_out(lines: list[str]) -> None:
+    """Prints what is left out of a dataset, and why: a line about each, of many the first."""
+    for line in lines[:_MOST_TOLD]:
+        print(f'Left out: {line}', file=sys.stderr)
+    if len(lines) > _MOST_TOLD:
+        print(f'and {len(lines) - _MOST_TOLD} more', file=sys.stderr)
 
 
 def _write(decoded: Decoded, folder: pathlib.Path) -> None:

@@ -6,10 +6,8 @@ import math
 import ml_collections
 import numpy as np
 
-from simclr_cifar import folders, sampling, sources
+from simclr_cifar import cache, folders, sampling, shares, sources
 from simclr_cifar.config import FOLDER, IMAGES, InputError
-
-_TEST_FRACTION = 0.2  # of the images of a dataset that has none for testing
 
 
 class Rows:
@@ -137,8 +135,8 @@ def select(dataset: Dataset, classes: str = '', num_classes: int = 0, at_least: 
             flag = f'--config.dataset={dataset.name}'
         raise InputError(
             f'{flag}: contrasting needs at least {at_least} classes, and there is one, {chosen[0]!r}; give more, of a '
-            'folder as sub-folders; or tell images from each other alone with --config.pairs=views, as '
-            'configs/simclr_r18.py does'
+            'folder as sub-folders; or tell images from each other alone, as configs/simclr_r18.py does, with '
+            '--config.pairs=views --config.augmentation=simclr --config.negatives=batch --config.groups_per_batch=16'
         )
     return _only(dataset, chosen)
 
@@ -158,8 +156,7 @@ def carve(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     Returns:
       (the rest, the part carved off), each in the dataset's order.
     """
-    counts = np.round(fraction * np.bincount(dataset.labels, minlength=len(dataset.class_names))).astype(int)
-    drawn = _draw(dataset, counts, seed)
+    drawn = _draw(dataset, shares.carved(_counts(dataset), fraction), seed)
     return dataset.take(np.flatnonzero(~drawn)), dataset.take(np.flatnonzero(drawn))
 
 
@@ -176,21 +173,29 @@ def _draw(dataset: Dataset, counts: np.ndarray, seed: int) -> np.ndarray:
     return drawn
 
 
-def require_pairs(dataset: Dataset, split: str) -> None:
+def require_pairs(dataset: Dataset, split: str, remedy: str = '') -> None:
     """Checks that every class can give an anchor and a positive.
+
+    Args:
+      dataset: the split's images.
+      split: its name.
+      remedy: what to do about a class that cannot; '': to add to it or to leave it out.
 
     Raises:
       InputError: naming the first class with fewer than 2 images.
     """
-    for name, count in zip(
-        dataset.class_names, np.bincount(dataset.labels, minlength=len(dataset.class_names)), strict=True
-    ):
-        if count < 2:
-            leave_out = 'leave the class out with --classes, ' if dataset.has_classes else ''
+    for name, count in zip(dataset.class_names, _counts(dataset), strict=True):
+        if count < shares.PAIR:
+            leave_out = 'leave the class out with --classes, or ' if dataset.has_classes else ''
             raise InputError(
-                f'--config.dataset={dataset.name}: the class {name!r} has {count} {split} image(s), a pair needs 2; '
-                f'{leave_out}add to it, or change --config.validation_fraction or test_fraction'
+                f'--config.dataset={dataset.name}: the class {name!r} has {count} {split} image(s), a pair needs '
+                f'{shares.PAIR}; {remedy or f"{leave_out}add to it"}'
             )
+
+
+def _counts(dataset: Dataset) -> np.ndarray:
+    """Returns how many images there are of each class, int [C]."""
+    return np.bincount(dataset.labels, minlength=len(dataset.class_names))
 
 
 def require_images(dataset: Dataset, config: ml_collections.ConfigDict) -> None:
@@ -199,7 +204,7 @@ def require_images(dataset: Dataset, config: ml_collections.ConfigDict) -> None:
     Raises:
       InputError: naming how many are needed and what there are.
     """
-    counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    counts = _counts(dataset)
     available, where = np.min(counts), f'of {dataset.class_names[np.argmin(counts)]!r}'
     if config.pairs == 'views':
         available, where = len(dataset.labels), 'in all'
@@ -219,8 +224,9 @@ def load_splits(
 
     They are 'train' and 'test'; with a validation_fraction 'validation', carved from the whole dataset's training
     images, so that a class's are the same in every subset, and 'train_sample', as many training images of each class;
-    and, where classes are left out, 'unseen', their test images. With a test_fraction, and where the dataset has no
-    test images, these too are carved from the training images.
+    and, where classes are left out, 'unseen', the test images of those that have 2 or more. With a test_fraction, and
+    where the dataset has no test images, these too are carved from the training images. A class without any image is
+    none, and is told of.
 
     Raises:
       InputError: as `load`, `select` and `require_pairs`.
@@ -230,8 +236,10 @@ def load_splits(
     test = None if config.test_fraction else load(config.dataset, 'test', *where)
     if test:
         whole['test'] = test
-    else:
-        fraction = config.test_fraction or _TEST_FRACTION
+    whole = _without_empty_classes(whole)
+    own = {split: dict(zip(dataset.class_names, _counts(dataset), strict=True)) for split, dataset in whole.items()}
+    if not test:
+        fraction = config.test_fraction or shares.TEST_FRACTION
         note = f'Of the training images {fraction:.0%} stand in for the test images.'
         training = dataclasses.replace(whole['train'], description=f'{whole["train"].description} {note}')
         whole['train'], whole['test'] = carve(training, fraction, config.split_seed)
@@ -240,11 +248,31 @@ def load_splits(
     at_least = 1 if config.pairs == 'views' else 2
     splits = {split: select(dataset, config.classes, config.num_classes, at_least) for split, dataset in whole.items()}
     for split, dataset in splits.items():
-        require_pairs(dataset, split)
+        if np.any(_counts(dataset) < shares.PAIR):
+            counts = [np.array([of_split[name] for name in dataset.class_names]) for of_split in own.values()]
+            remedy = shares.remedy(config, dataset.class_names, counts[0], counts[1] if test else None)
+            require_pairs(dataset, split, remedy)
     if config.validation_fraction:
         counts = np.minimum(*(np.bincount(splits[split].labels) for split in ('train', 'validation')))
         splits['train_sample'] = sample(splits['train'], counts, config.split_seed)
-    unseen = [name for name in whole['test'].class_names if name not in splits['test'].class_names]
+    left_out = [name for name in whole['test'].class_names if name not in splits['test'].class_names]
+    of_test = dict(zip(whole['test'].class_names, _counts(whole['test']), strict=True))
+    unseen = [name for name in left_out if of_test[name] >= shares.PAIR]
+    if unseen != left_out:
+        few = ', '.join(f'{name!a} ({of_test[name]})' for name in left_out if name not in unseen)
+        cache.tell_left_out([f'of the unseen classes, those with fewer than {shares.PAIR} test images: {few}'])
     if unseen:
         splits['unseen'] = _only(whole['test'], unseen)
     return splits
+
+
+def _without_empty_classes(splits: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Returns the splits without the classes that have no image in any of them, and tells which these are."""
+    class_names = splits['train'].class_names
+    kept = np.sum([_counts(dataset) for dataset in splits.values()], axis=0) > 0
+    if np.all(kept):
+        return splits
+    empty = [name for name, has_images in zip(class_names, kept, strict=True) if not has_images]
+    cache.tell_left_out([f'the class {name!a}: none of its images can be read, or it has none' for name in empty])
+    remaining = [name for name in class_names if name not in empty]
+    return {split: _only(dataset, remaining) for split, dataset in splits.items()}

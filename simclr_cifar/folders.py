@@ -5,12 +5,49 @@ import hashlib
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
-from simclr_cifar import cache, decoding
+from simclr_cifar import cache, decoding, program_folders
 from simclr_cifar.config import FOLDER, IMAGES, InputError
 
 _TEST = ('test', 'validation', 'val')
 _AWAY = 'a link that leads out of the folder'
+_EMPTY = 'a folder without files'
+_NO_CLASS = 'in the sub-folder of no class'
+
+
+def absolute(dataset: str) -> str:
+    """Returns a dataset's name that means the same from any directory: of a folder, with its absolute path.
+
+    Args:
+      dataset: 'folder:PATH', 'images:PATH', or any other name, which is returned as it is. '~' is expanded; links are
+        kept, because a folder is called as the link to it.
+    """
+    kind, _, path = dataset.partition(':')
+    if not dataset.startswith((FOLDER, IMAGES)) or not path:
+        return dataset
+    expanded = os.path.expanduser(path)
+    whole = os.path.abspath(expanded)
+    if os.path.realpath(whole) != os.path.realpath(expanded):  # '..' leads from where a link points to.
+        whole = os.path.realpath(expanded)
+    return f'{kind}:{whole}'
+
+
+def absolute_of_run(dataset: str, run: str | os.PathLike) -> str:
+    """Returns `absolute` of a name that a run stored, perhaps with a path from the directory where it was started.
+
+    Args:
+      dataset: the name in the run's config.json.
+      run: the run's folder. A run in a folder named runs was started in the folder above that one: a path from there is
+        taken if it exists, else one from the current directory.
+    """
+    kind, _, path = dataset.partition(':')
+    if not dataset.startswith((FOLDER, IMAGES)) or not path or os.path.isabs(os.path.expanduser(path)):
+        return absolute(dataset)
+    for parent in pathlib.Path(os.path.abspath(run)).parents:
+        if parent.name == 'runs' and (parent.parent / path).is_dir():
+            return absolute(f'{kind}:{parent.parent / path}')
+    return absolute(dataset)
 
 
 def load(name: str, split: str, cache_dir: str | None, image_size: int) -> cache.Arrays | None:
@@ -19,7 +56,8 @@ def load(name: str, split: str, cache_dir: str | None, image_size: int) -> cache
     The sub-folders are those of train/ and test/ (or validation/, or val/), where there is a train/: else of the folder
     itself, and there is no test split. A class's own sub-folders belong to it. Where there are none, or none are asked
     for, all images are of one class, named after the folder. Hidden files are no part of a dataset; files that are no
-    images or in no class, and links that lead out of the folder, are left out.
+    images or in no class, and links that lead out of the folder, are left out. So are folders without files, those that
+    other programs leave behind, and those that this program writes: runs, studies, indexes and caches.
 
     Args:
       name: 'folder:PATH', or 'images:PATH', which asks for no classes.
@@ -39,12 +77,14 @@ def load(name: str, split: str, cache_dir: str | None, image_size: int) -> cache
             raise InputError(
                 f'{flag}: there is no such folder; give one of images, or of a sub-folder of them for each class'
             )
-        parts = {'train': root, 'test': None}
+        parts, empty = {'train': root, 'test': None}, []
         if (root / 'train').is_dir():
             tests = [root / name for name in _TEST if (root / name).is_dir()]
-            parts = {'train': root / 'train', 'test': tests[0] if tests else None}
-        found = [entry for part in parts.values() if part and name.startswith(FOLDER) for entry in _sub_folders(part)]
-        sub_folders = sorted({entry.name for entry in found if not _leads_out(entry, root)})
+            with_files = [part for part in tests if _has_files(part, root)]
+            parts = {'train': root / 'train', 'test': with_files[0] if with_files else None}
+            empty = [f'{part.name!a}: {_EMPTY}' for part in tests if part not in with_files]
+        listed = {part: _sub_folders(part, root) for part in parts.values() if part and name.startswith(FOLDER)}
+        sub_folders = sorted({entry.name for of_part, _ in listed.values() for entry in of_part})
         classes = sub_folders or [os.path.basename(os.path.abspath(root)) or 'images']
         for each in classes:
             if not each.isprintable():
@@ -52,12 +92,14 @@ def load(name: str, split: str, cache_dir: str | None, image_size: int) -> cache
         folder = parts[split]
         if folder is None:
             return None
-        if sub_folders and not _sub_folders(folder):
+        of_part, others = listed.get(folder, ([], []))
+        if sub_folders and not of_part:
             raise InputError(
                 f'{flag}: {folder} has no sub-folders of classes, as the other split has; give it some, or leave all '
                 f'classes out with --config.dataset={IMAGES}{path}'
             )
-        files, left_out = _files(root, folder, sub_folders)
+        files, left_out, skipped = _files(root, folder, sub_folders, of_part)
+        cache.tell_left_out(list(dict.fromkeys(empty + others + skipped)))
         # Their times, not their bytes: reading those of a large folder would take as long as decoding it.
         digest = hashlib.sha256(f'format 2, {image_size}, {classes}, {root.absolute()}'.encode())
         for inside, label, file in files:
@@ -74,8 +116,27 @@ def load(name: str, split: str, cache_dir: str | None, image_size: int) -> cache
     return cache.through(cache_dir, key, decode)
 
 
-def _sub_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith('.')]
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith('.')]
+
+
+def _sub_folders(folder: pathlib.Path, root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
+    """Returns the sub-folders that are classes, and a line about each that is none although no link leads out there."""
+    classes, others = [], []
+    for entry in _visible(folder):
+        if not entry.is_dir() or _leads_out(entry, root):
+            continue
+        what = program_folders.kind(entry, os.listdir(entry)) or ('' if _has_files(entry, root) else _EMPTY)
+        if what:
+            others.append(f'{str(entry.relative_to(root))!a}: {what}')
+        else:
+            classes.append(entry)
+    return classes, others
+
+
+def _has_files(folder: pathlib.Path, root: pathlib.Path) -> bool:
+    """Returns whether there is a file that may be an image; links out of the root are none."""
+    return any(not problem for _, problem, _ in _walked(folder, root))
 
 
 def _leads_out(entry: pathlib.Path, root: pathlib.Path) -> bool:
@@ -83,31 +144,38 @@ def _leads_out(entry: pathlib.Path, root: pathlib.Path) -> bool:
     return os.path.commonpath([real, inside]) != inside
 
 
-def _files(root, folder, classes) -> tuple[list[tuple[str, int, pathlib.Path]], list[str]]:
-    """Returns (name, label, path) of the files that may be images, sorted, and a line about each that is not.
+def _files(root, folder, names, of_part) -> tuple[list[tuple[str, int, pathlib.Path]], list[str], list[str]]:
+    """Returns (name, label, path) of the files that may be images, sorted, and lines: of files, of folders left out.
 
-    Where there are no classes, all files are of the first.
+    Args:
+      root: the dataset's folder.
+      folder: the split's.
+      names: of the classes, of all splits; where there are none, all files are of the first.
+      of_part: the folders of those classes that are in this split.
     """
-    if not classes:
-        paths, left_out = walk(folder, root)
-        return [(str(path.relative_to(root)), 0, path) for path in paths], left_out
-    files = []
-    left_out = [f'{entry.name!a}: {_AWAY}' for entry in _sub_folders(folder) if _leads_out(entry, root)]
-    loose = [entry for entry in sorted(folder.iterdir()) if entry.is_file() and not entry.name.startswith('.')]
-    left_out += [f'{str(entry.relative_to(root))!a}: in the sub-folder of no class' for entry in loose]
-    for label, name in enumerate(classes):
-        if not (folder / name).is_dir() or _leads_out(folder / name, root):  # A class of the other split.
-            continue
-        found, others = walk(folder / name, root)
-        files += [(str(path.relative_to(root)), label, path) for path in found]
-        left_out += others
-    return files, left_out
+    files, left_out, skipped = [], [], []
+    if names:
+        left_out += [
+            f'{entry.name!a}: {_AWAY}' for entry in _visible(folder) if entry.is_dir() and _leads_out(entry, root)
+        ]
+        loose = [entry for entry in _visible(folder) if entry.is_file()]
+        left_out += [f'{str(entry.relative_to(root))!a}: {_NO_CLASS}' for entry in loose]
+    for where in of_part if names else [folder]:
+        label = names.index(where.name) if names else 0
+        for path, problem, is_folder in _walked(where, root):
+            told = str(path.relative_to(root))
+            if problem:
+                (skipped if is_folder else left_out).append(f'{told!a}: {problem}')
+            else:
+                files.append((told, label, path))
+    return files, left_out, skipped
 
 
 def walk(folder: pathlib.Path, root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
     """Returns the files in a folder and its sub-folders, in the order of their names, and a line about what is none.
 
-    Hidden ones are passed over; links to folders are not followed.
+    Hidden ones are passed over; links to folders are not followed. Folders in it that other programs leave behind, or
+    that this program writes (runs, studies, indexes, caches), are left out, with a line about each.
 
     Args:
       folder: where to look.
@@ -117,24 +185,35 @@ def walk(folder: pathlib.Path, root: pathlib.Path) -> tuple[list[pathlib.Path], 
       OSError: a folder cannot be read.
     """
     files, left_out = [], []
+    for path, problem, _ in _walked(folder, root):
+        if problem:
+            left_out.append(f'{str(path.relative_to(root))!a}: {problem}')
+        else:
+            files.append(path)
+    return files, left_out
+
+
+def _walked(folder: pathlib.Path, root: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, bool]]:
+    """Yields (path, problem, whether it is a folder that is left out) as of `walk`; '': a file without a problem."""
 
     def fail(error):
         raise error
 
     for where, folders, names in os.walk(folder, onerror=fail):
+        # The folder to look in was chosen, whatever it is.
+        if where != os.fspath(folder) and (what := program_folders.kind(pathlib.Path(where), folders + names)):
+            folders.clear()
+            yield pathlib.Path(where), what, True
+            continue
         folders[:] = sorted(entry for entry in folders if not entry.startswith('.'))
         for entry in sorted(names + [entry for entry in folders if os.path.islink(os.path.join(where, entry))]):
             path = pathlib.Path(where, entry)
-            told = str(path.relative_to(root))
             if entry.startswith('.'):
                 continue
             if path.is_symlink() and _leads_out(path, root):
-                left_out.append(f'{told!a}: {_AWAY}')
-            elif not path.is_file():
-                left_out.append(f'{told!a}: not a file')
+                yield path, _AWAY, False
             else:
-                files.append(path)
-    return files, left_out
+                yield path, '' if path.is_file() else 'not a file', False
 
 
 def _decode(flag, root, files, classes, left_out, image_size) -> cache.Decoded:
@@ -152,9 +231,12 @@ def _decode(flag, root, files, classes, left_out, image_size) -> cache.Decoded:
             yield images, labels
         if not number:
             why = f', as {left_out[0]}' if left_out else ''
+            no_class = ''
+            if any(line.endswith(_NO_CLASS) for line in left_out):
+                no_class = f', or take the images as of no class with --config.dataset={IMAGES}{root.absolute()}'
             raise InputError(
                 f'{flag}: none of its {len(left_out)} files is an image that can be read{why}; give a folder of '
-                'images, or of a sub-folder of them for each class'
+                f'images, or of a sub-folder of them for each class{no_class}'
             )
 
     return cache.Decoded(pieces(), tuple(classes), f'Images in {root.absolute().name!a}.', left_out)

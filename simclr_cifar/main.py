@@ -7,6 +7,7 @@ python -m simclr_cifar.main --mode=study --config=configs/study.py
 
 import contextlib
 import errno
+import functools
 import os
 import pathlib
 import re
@@ -15,7 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_cifar import commands, compiled, files, interruption, stored
+from simclr_cifar import commands, compiled, files, folders, interruption, stored
 from simclr_cifar import config as config_lib
 from simclr_cifar.config import DatasetNotFound, InputError, RunFailed
 
@@ -181,6 +182,8 @@ def _evaluate() -> int:
     if 'subsets' in fields:
         raise InputError(f'--workdir={run.path}: holds a study; give the folder of one of its runs, as c4/seed_0')
     config = stored.from_json(fields)
+    with config.unlocked():
+        config.dataset = folders.absolute_of_run(config.dataset, run.path)
     from simclr_cifar import reevaluate
 
     figures = reevaluate.reevaluate(run, config, _CHECKPOINT.value, _DATA_DIR.value, _CACHE_DIR.value)
@@ -223,7 +226,14 @@ def _config():
         if _CLASSES.value is not None or _NUM_CLASSES.value is not None:
             config.update(classes=_CLASSES.value or '', num_classes=_NUM_CLASSES.value or 0)
     config_lib.validate(config)
+    config.dataset = folders.absolute(_given_dataset())
     return config
+
+
+@functools.cache
+def _given_dataset() -> str:
+    """Returns the dataset as it was given: its path may be one from the current directory."""
+    return _CONFIG.value.dataset
 
 
 def _name() -> str:
@@ -231,6 +241,14 @@ def _name() -> str:
 
 
 def _default_workdir(config) -> pathlib.Path:
+    # Earlier versions named it by the dataset's path as it was given.
+    earlier = config.copy_and_resolve_references()
+    earlier.dataset = _given_dataset()
+    before, now = _workdir_of(earlier), _workdir_of(config)
+    return before if before.is_dir() and not now.is_dir() else now
+
+
+def _workdir_of(config) -> pathlib.Path:
     # The dataset's name where it is not the one that this project is named after.
     parts = [_name()] + ([config_lib.title(config.dataset)] if config.dataset != 'cifar10' else [])
     name = re.sub('[^\\w.-]+', '-', '-'.join([*parts, stored.fingerprint(config)]))

@@ -5,11 +5,13 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import pathlib
 import re
 import sys
 import tarfile
+import types
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,12 +19,13 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from simclr_cifar import cache, decoding
+from simclr_cifar import cache, decoding, importing
 from simclr_cifar.config import DatasetNotFound, InputError
 
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 
 _RECORDS = 512  # read at a time
+_FORMATS = ('array_record', 'parquet', 'tfrecord')  # of prepared files, which TFDS reads example by example
 _KNOWN = "cifar10, digits, folder:PATH, images:PATH and, by TFDS's name, what it has prepared in --data_dir"
 
 
@@ -32,11 +35,12 @@ def load_digits(split: str, image_size: int) -> cache.Arrays:
     Args:
       split: 'train' or 'test'.
       image_size: in pixels, which they are scaled to; 0: 32.
-    """
-    from sklearn.datasets import load_digits
 
+    Raises:
+      InputError: scikit-learn cannot be imported.
+    """
     size = image_size or 32
-    digits = load_digits()
+    digits = importing.module('sklearn.datasets', '--config.dataset=digits').load_digits()
     class_names = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
     position_in_class = np.zeros(len(digits.target), int)
     for label in range(len(class_names)):
@@ -62,7 +66,7 @@ def load_prepared(
       image_size: as `decoding.decode`.
 
     Raises:
-      InputError: as `data.load`.
+      InputError: as `data.load`; or a library that reads it cannot be imported.
     """
     if not re.fullmatch(r'[a-z]\w{,99}(/[a-zA-Z0-9][\w.-]{,99})?', name):
         raise InputError(f'--config.dataset={name}: unknown dataset; there are {_KNOWN}')
@@ -83,7 +87,7 @@ def load_prepared(
             with path.open('rb') as file:
                 digest.update(hashlib.file_digest(file, 'sha256').digest())
     except OSError as error:
-        raise _damaged(prepared, split, error) from error
+        raise _unreadable(prepared, split, error) from error
     key = f'{name.replace("/", "-")}-{split}-{digest.hexdigest()[:16]}'
     return cache.through(cache_dir, key, functools.partial(_decode, name, split, prepared, image_size))
 
@@ -116,6 +120,26 @@ def _find_prepared(name: str, root: pathlib.Path, given: str) -> pathlib.Path:
     return max(versions, key=lambda path: [int(part) if part.isdigit() else -1 for part in path.name.split('.')])
 
 
+def _tfds(what: str) -> types.ModuleType:
+    """Returns TFDS, whole: if an import in it fails, TFDS logs that itself and goes on without half of its names."""
+    disabled = logging.root.manager.disable
+    logging.disable()  # It would log a traceback; the line that says the same follows.
+    try:
+        importing.module('tensorflow_datasets.public_api', what)
+    finally:
+        logging.disable(disabled)
+    return importing.module('tensorflow_datasets', what)
+
+
+def _unreadable(prepared: pathlib.Path, split: str, error: Exception) -> InputError:
+    """Returns the line about files that were not read: they are damaged only if reading them is what failed."""
+    if failed := importing.failure(error, str(prepared)):
+        return failed
+    if isinstance(error, OSError) and error.errno and not isinstance(error, FileNotFoundError):
+        return InputError(f'{prepared}: {error.filename or split} cannot be read ({error.strerror}); see to it')
+    return _damaged(prepared, split, error)
+
+
 def _damaged(prepared: pathlib.Path, split: str, reason: object) -> InputError:
     reason = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
     return InputError(
@@ -130,7 +154,7 @@ def _stored_split(prepared: pathlib.Path, split: str) -> str | None:
             str(of_split['name']) for of_split in json.loads((prepared / 'dataset_info.json').read_text())['splits']
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(prepared, split, error) from error
+        raise _unreadable(prepared, split, error) from error
     if split == 'train' and split not in stored:
         raise InputError(f'{prepared}: has no train split but {", ".join(stored)}; choose another --config.dataset')
     return next((name for name in ([split] if split == 'train' else ['test', 'validation']) if name in stored), None)
@@ -138,21 +162,27 @@ def _stored_split(prepared: pathlib.Path, split: str) -> str | None:
 
 def _decode(name: str, split: str, prepared: pathlib.Path, image_size: int) -> cache.Decoded:
     """Returns a prepared split, to be decoded. array_record needs no TensorFlow; tfrecord does."""
-    import tensorflow_datasets as tfds
-
+    tfds = _tfds(f'--config.dataset={name}')
     try:
         info = tfds.builder_from_directory(prepared).info
         image, label = (dict(info.features).get(feature) for feature in ('image', 'label'))
+    except MemoryError:
+        raise
     except Exception as error:  # Whatever is wrong in those files.
-        raise _damaged(prepared, split, error) from error
+        raise _unreadable(prepared, split, error) from error
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise InputError(
             f'--config.dataset={name}: has {", ".join(sorted(info.features))}, not image and label; choose another'
         )
+    if info.file_format.value not in _FORMATS:
+        raise InputError(
+            f'{prepared} holds {info.file_format.value} files, which cannot be read one by one; prepare the dataset as '
+            'array_record, or give another --data_dir'
+        )
     if info.file_format.value == 'tfrecord' and importlib.util.find_spec('tensorflow') is None:
         raise InputError(
-            f'{prepared} holds tfrecord files, which only TensorFlow reads; pip install tensorflow-cpu, '
-            'or give another --data_dir, or leave it out to download the dataset as array_record'
+            f'{prepared} holds tfrecord files, which only TensorFlow reads; pip install tensorflow-cpu, 2.20 or '
+            'later, or give another --data_dir, or leave it out to download the dataset as array_record'
         )
 
     def encoded() -> Iterator[decoding.Encoded]:
@@ -174,8 +204,7 @@ def _decode(name: str, split: str, prepared: pathlib.Path, image_size: int) -> c
 
 def _examples(split: str, prepared: pathlib.Path) -> Iterator[dict]:
     """Yields the examples of a prepared split, with images as their files' bytes."""
-    import tensorflow_datasets as tfds
-
+    tfds = _tfds(str(prepared))
     decoders = {'image': tfds.decode.SkipDecoding()}
     try:
         builder = tfds.builder_from_directory(prepared)
@@ -185,15 +214,21 @@ def _examples(split: str, prepared: pathlib.Path) -> Iterator[dict]:
         source = builder.as_data_source(split=split, decoders=decoders)
         for first in range(0, len(source), _RECORDS):
             yield from source.__getitems__(range(first, min(first + _RECORDS, len(source))))
+    except MemoryError:
+        raise
     except Exception as error:  # Each reader has errors of its own for a damaged file.
-        raise _damaged(prepared, split, error) from error
+        raise _unreadable(prepared, split, error) from error
 
 
 def prepare_cifar10(root: pathlib.Path) -> None:
-    """Downloads CIFAR-10's binary archive, checked against TFDS's checksum, and prepares it as array_record."""
-    import requests
-    import tensorflow_datasets as tfds
+    """Downloads CIFAR-10's binary archive, checked against TFDS's checksum, and prepares it as array_record.
 
+    Raises:
+      DatasetNotFound: it cannot be downloaded.
+      InputError: a library that this needs cannot be imported, or the folder cannot be written.
+    """
+    what = '--config.dataset=cifar10'
+    requests, tfds = importing.module('requests', what), _tfds(what)
     label_names = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 
     # TFDS's own builder of this name writes through TensorFlow; this one yields encoded images and needs none.
@@ -257,4 +292,9 @@ def prepare_cifar10(root: pathlib.Path) -> None:
             f'cifar10 is not in {root} and could not be downloaded from {CIFAR10_URL} ({reason}); give a prepared copy '
             'with --data_dir or TFDS_DATA_DIR, try again with a network, or train on --config.dataset=digits, '
             'which needs no files'
+        ) from error
+    except OSError as error:  # Not of the network, whose errors are above: of the folder.
+        raise InputError(
+            f'{root}: cifar10 cannot be written there ({error.strerror or error}); make room, or allow it to be '
+            'written, or give a prepared copy with --data_dir or TFDS_DATA_DIR'
         ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import ml_collections
 
 from simclr_cifar import config as config_lib
+from simclr_cifar import folders
 from simclr_cifar.config import InputError
 from simclr_cifar.files import Folder
 
@@ -110,6 +111,7 @@ def require_same(folder: Folder, config: ml_collections.ConfigDict) -> None:
     if ('subsets' in before) == ('subsets' in now):
         defaults = config_lib.study_defaults() if 'subsets' in now else config_lib.defaults()
         before = to_json(defaults) | before
+        before['dataset'] = folders.absolute_of_run(str(before['dataset']), folder.path)
     differing = [
         f'{name} was {before.get(name)!r} and is {now.get(name)!r}'
         for name in sorted(before.keys() | now.keys())
