@@ -8,7 +8,7 @@ import pytest
 from image_files import encoded, write
 from test_main import ROOT, command
 
-from simclr_cifar import config as config_lib
+from simclr_cifar import stored
 
 TINY = {'image_size': 16, 'num_epochs': 1, 'batches_per_epoch': 2, 'milestones': '()', 'channels': '8,8'}
 
@@ -32,17 +32,17 @@ def pets(tmp_path):
     return tmp_path / 'pets'
 
 
-@pytest.mark.parametrize('stored', [None, 'folder:.'])
-def test_a_run_on_a_relative_folder_is_evaluated_and_goes_on_from_elsewhere(stored, pets, tmp_path):
+@pytest.mark.parametrize('before', [None, 'folder:.'])
+def test_a_run_on_a_relative_folder_is_evaluated_and_goes_on_from_elsewhere(before, pets, tmp_path):
     assert train('folder:.', pets).returncode == 0
     (workdir,) = (pets / 'runs').iterdir()
     described = json.loads((workdir / 'config.json').read_text())
     assert described['config']['dataset'] == f'folder:{pets}'
-    if stored:  # As earlier versions did, which named the folder by it, too.
-        described['config']['dataset'] = stored
-        config = config_lib.from_json(described['config'])
+    if before:  # As earlier versions did, which named the folder by it, too.
+        described['config']['dataset'] = before
+        config = stored.from_json(described['config'])
         (workdir / 'config.json').write_text(json.dumps(described))
-        workdir = workdir.rename(workdir.with_name(f'c10-.-{config_lib.fingerprint(config)}'))
+        workdir = workdir.rename(workdir.with_name(f'c10-.-{stored.fingerprint(config)}'))
     for dataset, cwd, flags in (
         ('folder:.', pets, []),
         ('folder:pets/', tmp_path, [f'--workdir={workdir}']),
