@@ -6,20 +6,15 @@
 # Takes python3 >= 3.11 and a package index; the first time it makes .venv-benchmarks, with TensorFlow and PyTorch in
 # it, in a few minutes. CIFAR-10 is read from TFDS_DATA_DIR, or downloaded. Nothing else should run on the machine.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/environment.sh
 source launch/environment.sh
 
-environment=.venv-benchmarks
+environment=$root/.venv-benchmarks
 python=$(find_python)
 "$python" -m benchmarks.run --check "$@"
 
-if [ ! -e "$environment/.made" ]; then
-  echo "Making $environment with $("$python" --version)"
-  rm -rf "$environment"
-  "$python" -m venv "$environment"
-  touch "$environment/.made"
-fi
+make_environment "$environment"
 files=(benchmarks/requirements.txt)
 if nvidia-smi >/dev/null 2>&1; then # JAX's CUDA wheels; the rest is the same.
   files+=(requirements-cuda.txt)
