@@ -1,5 +1,6 @@
 """Compiled programs, kept for the next process."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -18,8 +19,8 @@ def keep(cache_dir: str | None) -> None:
         return
     # A home that several machines share: a program compiled for one processor may not run on another.
     processor = platform.machine() + platform.processor()
-    if (information := pathlib.Path('/proc/cpuinfo')).exists():
-        lines = information.read_text().splitlines()
+    with contextlib.suppress(OSError):  # Linux alone has it, and not every container.
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
         processor += ''.join(sorted({line for line in lines if line.startswith(('flags', 'Features'))}))
     root = cache.root(cache_dir) / 'compiled'
     folder = root / hashlib.sha256(processor.encode()).hexdigest()[:8]
