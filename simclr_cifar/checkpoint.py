@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import logging
@@ -18,11 +19,12 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
+from orbax.checkpoint._src.serialization import tensorstore_utils
 from orbax.checkpoint.experimental.v1._src.saving import execution
 
 from simclr_cifar import interruption, stored
 from simclr_cifar.config import InputError
-from simclr_cifar.files import RunFolder, numbered, write_arrays
+from simclr_cifar.files import RunFolder, numbered, without_locks, write_arrays
 from simclr_cifar.step import TrainState
 
 # Of several processes one alone reads and writes checkpoints; Orbax would have all of them come along.
@@ -219,6 +221,10 @@ class Saver:
         self._keep, self._milestones = keep, milestones
         self._saving = None
         directory.mkdir(parents=True, exist_ok=True)
+        if without_locks(directory):
+            # Orbax locks what it writes, even a folder that is its own; a file can stand for the lock.
+            for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
+                context['file_io_locking'] = {'mode': 'lockfile'}
         for path in directory.iterdir():
             if _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
@@ -266,9 +272,18 @@ def _return_memory() -> None:
 
 
 def _require_space(directory: pathlib.Path, num_bytes: int) -> None:
-    """Raises OSError where so much cannot be written: a save that fails in Orbax leaves a traceback for each array."""
+    """Raises OSError where so much cannot be written: a save that fails in Orbax leaves a traceback for each array.
+
+    Space is reserved only where that can be done: macOS lacks the call, and some file systems refuse it.
+    """
+    if not hasattr(os, 'posix_fallocate'):
+        return
     with tempfile.TemporaryFile(dir=directory) as probe:
-        os.posix_fallocate(probe.fileno(), 0, num_bytes + 2**18)
+        try:
+            os.posix_fallocate(probe.fileno(), 0, num_bytes + 2**18)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
 
 
 @contextlib.contextmanager

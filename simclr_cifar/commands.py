@@ -6,9 +6,11 @@ import re
 import sys
 from collections.abc import Callable
 
+from simclr_cifar import streams
 from simclr_cifar.config import InputError
 
 BAD_INPUT = 2
+_FAILED = 1
 
 
 class NotLocal(ValueError, argparse.ArgumentTypeError):
@@ -48,17 +50,26 @@ class Parser(argparse.ArgumentParser):
 
 
 def answered(command: Callable[..., int], *arguments) -> int:
-    """Returns the exit status of a command, which is told in one line where its input is bad."""
+    """Returns the exit status of a command, which is told in one line where its input is bad.
+
+    The command goes on without standard output and standard error if they cannot be written.
+    """
+    streams.outlast()
     try:
-        status = command(*arguments)
-        sys.stdout.flush()
-        return status
+        return command(*arguments)
     except InputError as error:
         return fail(error, BAD_INPUT)
     except ModuleNotFoundError as error:
         return fail(f'{error.name} is not installed; pip install -r requirements-search.txt', BAD_INPUT)
-    except BrokenPipeError:  # Who reads has read enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         return fail('stopped; what was finished is kept', 130)
+
+
+def printed() -> int:
+    """Returns the exit status of a command whose result is what it printed: 0 if all of that was written."""
+    error = streams.lost()
+    if error is None:
+        return 0
+    if isinstance(error, BrokenPipeError):
+        return _FAILED  # Who reads has read enough.
+    return fail(f'standard output: cannot be written ({error.strerror}); print to another place', _FAILED)

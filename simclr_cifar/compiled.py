@@ -1,5 +1,6 @@
 """What JAX is told before it is imported: to compute in 32 bits, and where to keep compiled programs."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -20,8 +21,8 @@ def keep(cache_dir: str | None) -> None:
         return
     # A home that several machines share: a program compiled for one processor may not run on another.
     processor = platform.machine() + platform.processor()
-    if (information := pathlib.Path('/proc/cpuinfo')).exists():
-        lines = information.read_text().splitlines()
+    with contextlib.suppress(OSError):  # Linux alone has it, and not every container.
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
         processor += ''.join(sorted({line for line in lines if line.startswith(('flags', 'Features'))}))
     root = cache.root(cache_dir) / 'compiled'
     folder = root / hashlib.sha256(processor.encode()).hexdigest()[:8]

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from simclr_cifar import beginning, data, models, parallel, processes, sampling, step
 from simclr_cifar.config import InputError
 from simclr_cifar.feed import Feed, is_resident
+from simclr_cifar.files import without_locks
 
 _REQUIREMENTS = pathlib.Path(__file__).parent.parent / 'requirements.txt'
 _GIB = 2**30
@@ -124,6 +125,7 @@ def _workdir(workdir: pathlib.Path) -> str:
                 raise InputError(
                     f'--workdir={workdir}: what is written in {nearest} is not what is read; choose another'
                 )
+            lacking = without_locks(pathlib.Path(folder))
     except OSError as error:
         raise InputError(
             f'--workdir={workdir}: {nearest} cannot be written ({error.strerror}); choose another'
@@ -131,7 +133,10 @@ def _workdir(workdir: pathlib.Path) -> str:
     free = shutil.disk_usage(nearest).free
     if free < _GIB:
         raise InputError(f'--workdir={workdir}: {free / _GIB:.1f} GiB are free; make room for 1')
-    return f'{nearest}: written, read, deleted; {free / _GIB:,.0f} GiB are free'
+    told = f'{nearest}: written, read, deleted; {free / _GIB:,.0f} GiB are free'
+    if lacking:  # You can train there.
+        told += f'; its file system has no locks ({lacking}): start only one process at a time in a folder'
+    return told
 
 
 def _memory(config, training: data.Dataset) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -9,6 +10,7 @@ import math
 import os
 import pathlib
 import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -29,7 +31,8 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
             partial.write(content)
             partial.flush()
             os.fsync(partial.fileno())
-            os.chmod(partial.name, 0o644)
+            with contextlib.suppress(OSError):  # Some file systems have no modes.
+                os.chmod(partial.name, 0o644)
             os.replace(partial.name, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):  # Interrupted just after it had its name.
@@ -102,6 +105,8 @@ class Folder:
     def locked(self):
         """Holds the folder, made where it is missing, for this process alone; the lock of a dead process is no lock.
 
+        If the file system has no locks, a warning says so and nothing is held.
+
         Raises:
           NotWritable: the folder cannot be written.
           InputError: another running process holds it.
@@ -114,17 +119,49 @@ class Folder:
             raise NotWritable(message, error.strerror) from error
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                lacking = _lock(lock)
+            except BlockingIOError as error:
                 lock.seek(0)
                 raise InputError(
                     f'{self.flag}={self.path}: held by another running process ({lock.read().strip()}); '
                     'wait for it, stop it, or choose another folder'
                 ) from error
+            if lacking:
+                print(
+                    f'warning: {self.flag}={self.path}: the file system has no locks ({lacking}), so nothing stops '
+                    'another process from writing to this folder; start only one at a time',
+                    file=sys.stderr,
+                )
             lock.truncate(0)
             lock.write(f'process {os.getpid()} on {os.uname().nodename}\n')
             lock.flush()
             yield
+
+
+def _lock(file) -> str:
+    """Locks an open file for this process; returns '' or, if its file system has no locks, the error that says so.
+
+    Raises:
+      BlockingIOError: another process holds the lock. No other error means that.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return error.strerror
+    return ''
+
+
+def without_locks(directory: pathlib.Path) -> str:
+    """Returns '' or, if the file system of a directory lacks locks of either kind, the error that says so."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        try:  # NFS may have those of flock, as `Folder`, and lack those of lockf, which SQLite and TensorStore take.
+            for take in (fcntl.flock, fcntl.lockf):
+                take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.strerror
+    return ''
 
 
 class RunFolder(Folder):

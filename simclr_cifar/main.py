@@ -16,7 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_cifar import commands, compiled, files, folders, interruption, stored
+from simclr_cifar import commands, compiled, files, folders, interruption, stored, streams
 from simclr_cifar import config as config_lib
 from simclr_cifar.config import DatasetNotFound, InputError, RunFailed
 
@@ -58,7 +58,7 @@ _CACHE_DIR = _define_path('cache_dir', 'For decoded images and compiled programs
 _STOPPED_STATUS = flags.DEFINE_integer(
     'stopped_status',
     0,
-    'Where SIGTERM, SIGINT or max_seconds stopped a run that is to go on; as 75, for engines that take 0 for its end.',
+    'Where a signal or max_seconds stopped a run that is to go on; as 75, for engines that take 0 for its end.',
     *(0, 255),
 )
 _COORDINATOR = flags.DEFINE_string(
@@ -300,4 +300,5 @@ def _parse_flags(argv: list[str]) -> list[str]:
 _MODES = {'train': _train, 'eval': _evaluate, 'study': _study, 'prepare': _prepare, 'doctor': _doctor}
 
 if __name__ == '__main__':
+    streams.outlast()
     app.run(main, flags_parser=_parse_flags)

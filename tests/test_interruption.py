@@ -14,11 +14,13 @@ SMALL = [
     *('--config=configs/smoke.py', '--config.num_epochs=4', '--config.batches_per_epoch=60', '--config.milestones=2,'),
     *('--config.channels=8,8', '--config.checkpoint_every_epochs=1'),
 ]
+WARNINGS = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, *WARNINGS]
 
 
 @pytest.fixture(autouse=True)
 def handled():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     interruption.handle()
     yield
     for number, handler in before.items():
@@ -26,7 +28,7 @@ def handled():
     interruption._reason = None
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', SIGNALS)
 def test_a_signal_interrupts_at_once_where_nothing_is_deferred(number):
     with pytest.raises(Interrupted, match=number.name):
         signal.raise_signal(number)
@@ -53,6 +55,44 @@ def test_a_second_signal_ends_the_process():
         '    signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGINT); sys.exit(3)'
     )
     assert subprocess.run([sys.executable, '-c', program], check=False, stdout=subprocess.DEVNULL).returncode == 130
+
+
+def ends(*numbers):
+    """Returns the status of a process that gets these signals while it defers them, and of itself ends with 3."""
+    raised = '; '.join(f'signal.raise_signal({int(number)})' for number in numbers)
+    program = (
+        f'import signal, sys; from simclr_cifar import interruption; interruption.handle()\n'
+        f'with interruption.deferred(): {raised}; sys.exit(3)'
+    )
+    return subprocess.run([sys.executable, '-c', program], check=False, stdout=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.parametrize('number', WARNINGS)
+def test_a_warning_may_come_again_and_before_a_request(number):
+    assert ends(number, number, signal.SIGHUP, signal.SIGTERM, number) == 3
+    assert ends(signal.SIGTERM, number) == 3
+    assert ends(number, signal.SIGTERM, signal.SIGTERM) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize('number', WARNINGS)
+def test_what_the_process_was_started_to_ignore_stays_ignored(number):
+    program = (
+        f'import signal; signal.signal({int(number)}, signal.SIG_IGN); '
+        'from simclr_cifar import interruption; interruption.handle(); '
+        f'signal.raise_signal({int(number)})'
+    )
+    assert subprocess.run([sys.executable, '-c', program], check=False).returncode == 0
+
+
+def test_a_signal_is_noted_where_nobody_reads():
+    program = (
+        'import signal; from simclr_cifar import interruption; interruption.handle()\n'
+        'with interruption.deferred(): signal.raise_signal(signal.SIGHUP)\n'
+        'raise SystemExit(3)'
+    )
+    with open('/dev/full', 'w') as full:
+        ended = subprocess.run([sys.executable, '-c', program], check=False, stdout=full, stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (3, b'')
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +142,7 @@ def test_killed_in_mid_epoch_and_resumed_is_never_killed(uninterrupted, tmp_path
     assert_ends_as(run, uninterrupted)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_told_to_stop_it_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number):
     run = tmp_path / 'run'
     status, output, errors = interrupt(

@@ -218,21 +218,39 @@ def test_names_of_any_bytes_are_printed_in_a_line(built, tmp_path, capsys):
     assert [line.rpartition('/')[2].encode() for line in lines] == [b'a\\nb', b'\\udcff']
 
 
-def test_who_reads_no_further_is_no_error(built, tmp_path):
+@pytest.mark.parametrize(
+    ('redirected', 'mode', 'status', 'said'),
+    [
+        ('| true', ['query', '--threshold=none'], 1, ''),
+        ('| true', ['duplicates', '--json'], 1, ''),
+        ('>/dev/full', ['query', '--threshold=none'], 1, 'No space left on device'),
+        ('>/dev/full', ['query', '--html=page.html'], 0, ''),  # What it is asked for is a file.
+        ('2>&1 | true', ['build', '--checkpoint=run'], 0, ''),
+        ('>&- 2>&-', ['build', '--checkpoint=run'], 0, ''),
+    ],
+)
+def test_output_that_nobody_gets_costs_no_more_than_itself(built, tmp_path, redirected, mode, status, said):
     program = """
 import sys
-sys.path[:0] = ['tests', '.']
 from search_folders import make_encoder
 from simclr_cifar import commands
 from simclr_cifar.search import __main__ as search, index
 search.load_encoder = index.load_encoder = lambda source: make_encoder()
-sys.exit(commands.answered(search.main, ['query', *sys.argv[1:], '--threshold=none']))
+sys.exit(commands.answered(search.main, sys.argv[1:]))
 """
-    arguments = [sys.executable, '-c', program, built, f'--image={tmp_path / "pictures" / "cat"}']
-    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ran:
-        ran.stdout.close()
-        assert ran.stderr.read() == b''
-        assert ran.wait() == 1
+    pictures = tmp_path / 'pictures'
+    write_picture(pictures / 'new.png', 70)
+    given = {'query': [f'--image={pictures / "cat"}'], 'build': [f'--images={pictures}'], 'duplicates': []}[mode[0]]
+    shell = ['bash', '-c', f'set -o pipefail; "$@" {redirected}', 'bash', sys.executable, '-c', program]
+    environment = os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
+    ran = subprocess.run(
+        [*shell, *mode, built, *given], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == status, ran.stderr
+    assert said in ran.stderr
+    assert len(ran.stderr.splitlines()) == bool(said)
+    if mode[0] == 'build':
+        assert any(file.path.endswith('new.png') for file in Index.open(tmp_path / 'index', make_encoder()).files())
 
 
 def test_stopped_by_hand_it_says_so(built, tmp_path, capsys, encoder):

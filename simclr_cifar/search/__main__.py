@@ -82,7 +82,7 @@ def _query(given) -> int:
             for name, matches, near in zip(names, found, nearness, strict=True)
         ]
         print(json.dumps(answers, indent=2))
-        return 0
+        return commands.printed()
     for name, matches, near in zip(names, found, nearness, strict=True):
         if len(names) > 1:
             print(_line(name))
@@ -90,7 +90,7 @@ def _query(given) -> int:
             print(f'no match: it is less like the index ({near:.4f}) than {threshold:.4f}')
         for match in matches:
             print(_line(f'{match.similarity:.4f}  {match.class_name:12}  {match.path}'))
-    return 0
+    return commands.printed()
 
 
 def _line(text: str) -> str:
@@ -102,14 +102,14 @@ def _duplicates(given) -> int:
     groups = duplicates.find(Index.open(given.index), given.similarity)
     if given.json:
         print(json.dumps([[match._asdict() for match in group] for group in groups], indent=2))
-        return 0
+        return commands.printed()
     for group in groups:
         for match in group:
             print(_line(f'{match.similarity:.4f}  {match.path}'))
         print()
     pictures_in = sum(map(len, groups))
     print(f'{len(groups):,} groups of copies, {pictures_in:,} pictures, {pictures_in - len(groups):,} more than needed')
-    return 0
+    return commands.printed()
 
 
 def _serve(given) -> int:

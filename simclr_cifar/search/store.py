@@ -126,6 +126,8 @@ def checksum(path: pathlib.Path) -> str:
 def connect(path: pathlib.Path, read_only: bool = False) -> sqlite3.Connection:
     """Opens a database. A read-only one is never written by anyone, and threads may share it."""
     mode = 'mode=ro&immutable=1' if read_only else 'mode=rwc'
+    if not read_only and files.without_locks(path.parent):
+        mode += '&nolock=1'  # SQLite would say that the database is locked.
     address = f'file:{urllib.parse.quote(os.fsencode(path.absolute()))}?{mode}'
     if not read_only:
         return sqlite3.connect(address, uri=True)
