@@ -2,16 +2,13 @@
 
 import contextlib
 import ctypes
-import errno
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import flax.serialization
 import flax.traverse_util
@@ -22,9 +19,9 @@ import tensorstore
 from orbax.checkpoint._src.serialization import tensorstore_utils
 from orbax.checkpoint.experimental.v1._src.saving import execution
 
-from simclr_cifar import interruption, stored
+from simclr_cifar import file_systems, interruption, stored
 from simclr_cifar.config import InputError
-from simclr_cifar.files import RunFolder, numbered, without_locks, write_arrays
+from simclr_cifar.files import RunFolder, numbered, write_arrays
 from simclr_cifar.step import TrainState
 
 # Of several processes one alone reads and writes checkpoints; Orbax would have all of them come along.
@@ -63,7 +60,7 @@ def restore(directory: pathlib.Path, epoch: int, like: TrainState) -> TrainState
     logging.disable()  # What Orbax logs of a damaged checkpoint is said below in one line.
     with interruption.deferred():  # Which Orbax would take for damage.
         try:
-            with _plain(directory) as plain, _ALONE:
+            with file_systems.plain(directory) as plain, _ALONE:
                 _read_through(plain / str(epoch))
                 saved = ocp.load(plain / str(epoch))
                 # Orbax checks that files are whole, not that their bytes are those written.
@@ -221,21 +218,21 @@ class Saver:
         self._keep, self._milestones = keep, milestones
         self._saving = None
         directory.mkdir(parents=True, exist_ok=True)
-        if without_locks(directory):
+        if file_systems.without_locks(directory):
             # Orbax locks what it writes, even a folder that is its own; a file can stand for the lock.
             for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
                 context['file_io_locking'] = {'mode': 'lockfile'}
         for path in directory.iterdir():
             if _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-        self._plain = self._stack.enter_context(_plain(directory))
+        self._plain = self._stack.enter_context(file_systems.plain(directory))
 
     def save(self, epoch: int, state: TrainState) -> None:
         """Copies the state to the host and writes it in the background, after the one before is written."""
         self.wait()
         # Host arrays: the checkpoint knows nothing of devices, and training may go on and overwrite the state.
         tree = jax.tree.map(np.array, flax.serialization.to_state_dict(state))
-        _require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        file_systems.require_space(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         with _ALONE:
             self._saving = ocp.save_async(
                 self._plain / str(epoch), tree, overwrite=True, custom_metadata={'digest': digest(tree)}
@@ -269,33 +266,6 @@ def _return_memory() -> None:
     """Gives back what is free: a save scatters tens of kB over its threads' heaps, where glibc would keep them."""
     with contextlib.suppress(AttributeError):  # Where there is another C library.
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _require_space(directory: pathlib.Path, num_bytes: int) -> None:
-    """Raises OSError where so much cannot be written: a save that fails in Orbax leaves a traceback for each array.
-
-    Space is reserved only where that can be done: macOS lacks the call, and some file systems refuse it.
-    """
-    if not hasattr(os, 'posix_fallocate'):
-        return
-    with tempfile.TemporaryFile(dir=directory) as probe:
-        try:
-            os.posix_fallocate(probe.fileno(), 0, num_bytes + 2**18)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-
-
-@contextlib.contextmanager
-def _plain(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives an absolute path of a directory in which Orbax, which looks for files by patterns, finds no pattern."""
-    if set('[]*?\\').isdisjoint(str(directory.absolute())):
-        yield directory.absolute()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        link = pathlib.Path(folder) / 'checkpoints'
-        link.symlink_to(directory.absolute())
-        yield link
 
 
 def _read_through(path: pathlib.Path) -> None:

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from simclr_cifar import beginning, data, models, parallel, processes, sampling, step
 from simclr_cifar.config import InputError
 from simclr_cifar.feed import Feed, is_resident
-from simclr_cifar.files import without_locks
+from simclr_cifar.file_systems import without_locks
 
 _REQUIREMENTS = pathlib.Path(__file__).parent.parent / 'requirements.txt'
 _GIB = 2**30

@@ -2,8 +2,6 @@
 
 import contextlib
 import csv
-import errno
-import fcntl
 import io
 import json
 import math
@@ -15,6 +13,7 @@ import tempfile
 
 import numpy as np
 
+from simclr_cifar import file_systems
 from simclr_cifar.config import InputError
 
 # Where an evaluation does not tell the weights that it measured, and they are gone.
@@ -119,7 +118,7 @@ class Folder:
             raise NotWritable(message, error.strerror) from error
         with lock:
             try:
-                lacking = _lock(lock)
+                lacking = file_systems.lock(lock)
             except BlockingIOError as error:
                 lock.seek(0)
                 raise InputError(
@@ -136,32 +135,6 @@ class Folder:
             lock.write(f'process {os.getpid()} on {os.uname().nodename}\n')
             lock.flush()
             yield
-
-
-def _lock(file) -> str:
-    """Locks an open file for this process; returns '' or, if its file system has no locks, the error that says so.
-
-    Raises:
-      BlockingIOError: another process holds the lock. No other error means that.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
-            raise BlockingIOError(error.errno, error.strerror) from error
-        return error.strerror
-    return ''
-
-
-def without_locks(directory: pathlib.Path) -> str:
-    """Returns '' or, if the file system of a directory lacks locks of either kind, the error that says so."""
-    with tempfile.TemporaryFile(dir=directory) as file:
-        try:  # NFS may have those of flock, as `Folder`, and lack those of lockf, which SQLite and TensorStore take.
-            for take in (fcntl.flock, fcntl.lockf):
-                take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.strerror
-    return ''
 
 
 class RunFolder(Folder):

@@ -2,7 +2,7 @@
 
 from simclr_cifar import config as config_lib
 from simclr_cifar import figures, overfitting, pages
-from simclr_cifar.files import RunFolder, write
+from simclr_cifar.files import UNKNOWN_WEIGHTS, RunFolder, write
 
 # The reference study's training loss and accuracy in percent, on CIFAR-10: classes -> epochs -> (loss, accuracy).
 REFERENCE_CLASSES = {
@@ -94,6 +94,9 @@ def write_report(run: RunFolder) -> None:
     chosen = f'Figures of epoch {epoch}'
     if verdict:
         chosen += f', the best on validation images; the last is {final["last_epoch"]}'
+    unknown = [number for number in evaluations if UNKNOWN_WEIGHTS in run.measured_weights(number).values()]
+    if unknown:
+        chosen += f'; the weights that epoch {", ".join(map(str, unknown))} was measured with are gone'
     pages.render(
         'report.html',
         run.report,

@@ -145,7 +145,9 @@ def slurm(tmp_path):
     (checkout / 'simclr_cifar' / 'main.py').touch()
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', checkout / '.venv'], check=True)
     binaries = tmp_path / 'bin'
-    write_program(binaries / 'srun', '#!/bin/bash\necho "$PWD $*" > "$CALLS"; kill -TERM $PPID; sleep 0.3; exit 75\n')
+    write_program(
+        binaries / 'srun', '#!/bin/bash\necho "$PWD $*" > "$CALLS"; kill -${SIGNAL:-TERM} $PPID; sleep 0.3; exit 75\n'
+    )
     write_program(binaries / 'squeue', '#!/bin/bash\n[ -n "$END" ] && echo "$END"\n')
     for name in ('scancel', 'scontrol'):
         write_program(binaries / name, f'#!/bin/bash\necho {name} "$@" >> "$CALLS.told"\n')
@@ -182,6 +184,9 @@ def test_slurm_goes_on_after_its_time_limit_and_keeps_the_programs_status(slurm)
     soon = (datetime.datetime.now() + datetime.timedelta(seconds=60)).isoformat(timespec='seconds')
     result, _, told = slurm(cwd=slurm.checkout, END=soon)
     assert (result.returncode, told) == (75, 'scancel --signal=TERM 7\nscontrol requeue 7\n')
+    for name in ('USR1', 'USR2', 'HUP'):  # As sbatch --signal=B:USR1@300 asks for.
+        result, _, told = slurm(cwd=slurm.checkout, END=soon, SIGNAL=name)
+        assert (result.returncode, told) == (75, 'scancel --signal=TERM 7\nscontrol requeue 7\n')
     result, _, told = slurm(cwd=slurm.checkout)  # squeue fails.
     assert (result.returncode, told) == (75, 'scancel --signal=TERM 7\n')
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / 'simclr_cifar'
 
 LEVELS = {
-    0: ['config', 'pieces', 'interruption', 'streams', 'cache', 'selection'],
+    0: ['config', 'file_systems', 'pieces', 'interruption', 'streams', 'cache', 'selection'],
     1: [
         *(
             'files',

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from programs import ROOT, finish, losses, started, weights
 
-from simclr_cifar import checkpoint, files
+from simclr_cifar import file_systems, files
 from simclr_cifar.config import InputError
 from simclr_cifar.search import Index
 
@@ -82,13 +82,13 @@ def test_no_other_error_does(code, tmp_path, monkeypatch, capsys):
     with files.Folder(tmp_path).locked():
         (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f'warning: --workdir={tmp_path}: the file system has no locks ({os.strerror(code)})')
-    assert files.without_locks(tmp_path) == os.strerror(code)
+    assert file_systems.without_locks(tmp_path) == os.strerror(code)
 
 
 def test_a_folder_has_locks_of_both_kinds_or_lacks_them(tmp_path, monkeypatch):
-    assert files.without_locks(tmp_path) == ''
+    assert file_systems.without_locks(tmp_path) == ''
     refuse(monkeypatch, errno.ENOLCK, 'lockf')
-    assert files.without_locks(tmp_path) == 'No locks available'
+    assert file_systems.without_locks(tmp_path) == 'No locks available'
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,14 +142,14 @@ def refuse_to_reserve(code):
 @pytest.mark.parametrize('code', [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV])
 def test_space_is_not_reserved_where_that_cannot_be_done(code, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'posix_fallocate', refuse_to_reserve(code))
-    checkpoint._require_space(tmp_path, 100)
+    file_systems.require_space(tmp_path, 100)
 
 
 @pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_not_one_where_space_cannot_be_reserved(code, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'posix_fallocate', refuse_to_reserve(code))
     with pytest.raises(OSError, match=os.strerror(code)):
-        checkpoint._require_space(tmp_path, 100)
+        file_systems.require_space(tmp_path, 100)
 
 
 # What Linux has and macOS has not; a package that this program needs may ask for one of them, and has its own way then.

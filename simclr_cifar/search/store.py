@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_cifar import files
+from simclr_cifar import file_systems, files
 from simclr_cifar.config import InputError
 from simclr_cifar.search.approximate import Approximate
 
@@ -126,7 +126,7 @@ def checksum(path: pathlib.Path) -> str:
 def connect(path: pathlib.Path, read_only: bool = False) -> sqlite3.Connection:
     """Opens a database. A read-only one is never written by anyone, and threads may share it."""
     mode = 'mode=ro&immutable=1' if read_only else 'mode=rwc'
-    if not read_only and files.without_locks(path.parent):
+    if not read_only and file_systems.without_locks(path.parent):
         mode += '&nolock=1'  # SQLite would say that the database is locked.
     address = f'file:{urllib.parse.quote(os.fsencode(path.absolute()))}?{mode}'
     if not read_only:
