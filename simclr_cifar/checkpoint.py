@@ -188,15 +188,8 @@ def _require_same_shapes(path: pathlib.Path, found: dict, expected: dict) -> Non
             )
 
 
-def move_evaluations_ahead(run: RunFolder, epoch: int) -> None:
-    """Moves the evaluations of later epochs to a folder beside: these epochs are to be trained again."""
-    for ahead in numbered(run.path / 'eval'):
-        if ahead > epoch:
-            _move_aside(run.path / 'eval', ahead, 'ahead')
-
-
 def _move_aside(directory: pathlib.Path, epoch: int, why: str) -> pathlib.Path:
-    aside = directory.with_name(f'{directory.name}-{why}') / str(epoch)
+    aside = directory.with_name(f'checkpoints-{why}') / str(epoch)
     while aside.exists():
         aside = aside.with_name(f'{aside.name}-again')
     aside.parent.mkdir(exist_ok=True)

@@ -49,7 +49,9 @@ def write_report(run: RunFolder) -> None:
       InputError: a file that it needs is missing or unreadable.
     """
     described, final = run.read_json(run.config), run.read_json(run.metrics)
-    history, evaluations = run.read_history(), run.evaluations()
+    # A later epoch's are of a run that trained further before its checkpoints were lost.
+    evaluations = {number: of for number, of in run.evaluations().items() if number <= final['last_epoch']}
+    history = run.read_history()
     epoch, class_names = final['epoch'], described['class_names']
     has_classes = len(class_names) > 1
     what = f'{len(class_names)} classes' if has_classes else f'images of {class_names[0]}'

@@ -86,16 +86,17 @@ def train(
 
     def renew_evaluations(run, state):
         """Measures again what was not measured of the weights of its checkpoint, or does not tell of which."""
-        checkpoint.move_evaluations_ahead(run, epoch)
-        for earlier, figures in run.evaluations().items():
+        for number, figures in run.evaluations().items():
+            if number > epoch:  # To be trained again, and compared then.
+                continue
             names = [name for name in ('train', 'validation', 'test') if any(f.startswith(f'{name}/') for f in figures)]
-            if earlier < epoch and earlier in checkpoint.saved_epochs(run.checkpoints):
+            if number in checkpoint.saved_epochs(run.checkpoints):
                 with contextlib.suppress(checkpoint.CheckpointDamaged):
-                    evaluate_run(run, earlier, checkpoint.restore(run.checkpoints, earlier, state), names)
+                    evaluate_run(run, number, checkpoint.restore(run.checkpoints, number, state), names)
                     continue
-            if earlier < epoch and not run.measured_weights(earlier):
-                print(f'{run.evaluation(earlier)}: kept as it is; the weights that it measured are gone', flush=True)
-                write_json(run.evaluation(earlier) / 'weights.json', dict.fromkeys(names, UNKNOWN_WEIGHTS))
+            if not run.measured_weights(number):
+                print(f'{run.evaluation(number)}: kept as it is; the weights that it measured are gone', flush=True)
+                write_json(run.evaluation(number) / 'weights.json', dict.fromkeys(names, UNKNOWN_WEIGHTS))
 
     def watch_run(run, epoch, state):
         figures = watch(state)

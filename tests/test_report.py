@@ -85,6 +85,22 @@ def test_no_milestone_is_missing_from_the_table(run):
         assert f'<td>{100 * figures[epoch]["test/precision_at_10"]:.2f}</td>' in row
 
 
+def test_figures_of_epochs_that_are_to_be_trained_again_are_left_out(run):
+    figures = run.read_json(run.metrics) | {'epoch': 2, 'last_epoch': 2}
+    files.write_json(run.metrics, figures)
+    run.start_history(2)
+    report.write_report(run)
+    page = run.report.read_text()
+    assert '<th scope="row">2</th>' in page
+    assert '<th scope="row">4</th>' not in page
+
+
+def test_figures_of_weights_that_are_gone_are_marked(run):
+    files.write_json(run.evaluation(2) / 'weights.json', {'test': files.UNKNOWN_WEIGHTS})
+    report.write_report(run)
+    assert 'the weights that epoch 2 was measured with are gone' in run.report.read_text()
+
+
 def test_every_title_names_the_dataset(run):
     report.write_report(run)
     assert '<title>3 classes of digits</title>' in run.report.read_text()
