@@ -70,7 +70,8 @@ def is_finished(run: RunFolder, config: ml_collections.ConfigDict) -> bool:
     """Whether a run has the final figures of its last epoch, and weights; its checkpoints may be gone."""
     if not (run.metrics.exists() and run.weights.exists()):
         return False
-    return run.read_json(run.metrics).get('last_epoch') == config.num_epochs
+    figures = run.read_json(run.metrics)
+    return 'epoch' in figures and figures.get('last_epoch') == config.num_epochs
 
 
 def require_resumable(run: RunFolder, config: ml_collections.ConfigDict) -> None:
@@ -106,11 +107,11 @@ def require_same_images(run: RunFolder, splits: dict[str, Dataset]) -> None:
     """
     before, images = run.read_json(run.config), _count(splits)
     # Earlier versions counted the images of unseen classes with fewer than a pair of them, too.
-    stored, unseen = before.get('images'), splits['unseen'].class_names if 'unseen' in splits else ()
-    if isinstance(stored, dict) and 'unseen' in stored:
+    recorded, unseen = before.get('images'), splits['unseen'].class_names if 'unseen' in splits else ()
+    if isinstance(recorded, dict) and 'unseen' in recorded:
         too_small = set(before.get('unseen_class_names') or ()) - set(unseen)
-        if 0 <= stored['unseen'] - images.get('unseen', 0) <= len(too_small):
-            images['unseen'] = stored['unseen']
+        if 0 <= recorded['unseen'] - images.get('unseen', 0) <= len(too_small):
+            images['unseen'] = recorded['unseen']
     for about, now in (('class_names', list(splits['train'].class_names)), ('images', images)):
         if before.get(about) != now:
             raise InputError(
