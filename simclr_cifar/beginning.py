@@ -53,12 +53,14 @@ def require_free(folder: Folder) -> None:
     Raises:
       InputError: it holds something else.
     """
-    if folder.config.exists() or not folder.path.exists():
+    if folder.config.exists():
+        return
+    try:
+        names = sorted(path.name for path in folder.path.iterdir())
+    except OSError:  # It is not there, no folder, or not to be read: locking it makes it, or says why it cannot.
         return
     # Hidden files are the lock's and those of desktops; a file system's root has a folder of its own.
-    others = sorted(
-        path.name for path in folder.path.iterdir() if not path.name.startswith('.') and path.name != 'lost+found'
-    )
+    others = [name for name in names if not name.startswith('.') and name != 'lost+found']
     if others:
         raise InputError(
             f'{folder.flag}={folder.path}: is no run and holds other files ({", ".join(others[:3])}'

@@ -289,7 +289,10 @@ def save(
     digests = run.measured_weights(epoch) | (dict.fromkeys(evaluation.queries, weights) if weights else {})
     if digests:
         write_json(folder / 'weights.json', digests)
-    write_json(finished, figures | evaluation.figures)
+    # Nothing stays of what these splits were measured at before, perhaps of other weights.
+    measured = {name.partition('/')[0] for name in evaluation.figures}
+    kept = {name: value for name, value in figures.items() if name.partition('/')[0] not in measured}
+    write_json(finished, kept | evaluation.figures)
 
 
 def _compact(values: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ STUDY = ['--mode=study', '--config=configs/study.py', '--config.dataset=digits']
         ([SMOKE, '--config.momentum=1'], '--config.momentum'),
         ([SMOKE, '--config.dataset=mnist'], '--config.dataset=mnist: --data_dir='),
         ([SMOKE, '--config.dataset=MNIST'], '--config.dataset=MNIST: unknown dataset'),
-        ([SMOKE, '--config.dataset=folder:nowhere'], '--config.dataset=folder:nowhere: there is no such folder'),
+        ([SMOKE, '--config.dataset=folder:nowhere'], '/nowhere: there is no such folder'),
         ([SMOKE, '--config.resident=maybe'], '--config.resident=maybe: must be one of auto, yes, no'),
         ([SMOKE, '--classes=one,lion'], "no class 'lion'"),
         ([SMOKE, '--classes=one,two,one'], "'one' is named twice"),

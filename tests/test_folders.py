@@ -92,9 +92,8 @@ def test_a_run_does_not_go_on_with_other_images(folder, cache_dir, tmp_path):
 def test_a_checkpoint_is_not_evaluated_on_other_images(folder, cache_dir, tmp_path):
     config, run = config_lib.defaults(), files.RunFolder(tmp_path / 'run')
     config.update(dataset=f'folder:{folder}', test_fraction=0.4)
-    run.path.mkdir()
-    files.write_arrays(run.weights, {'epoch': np.array(3)})
     beginning.begin(run, 'pets', config, data.load_splits(config, None, cache_dir))
+    files.write_arrays(run.weights, {'epoch': np.array(3)})
     (folder / 'cat').rename(folder / 'zebra')
     with pytest.raises(
         InputError, match=r"is of other images \(class_names: \['cat', 'dog'\], now \['dog', 'zebra'\]\)"

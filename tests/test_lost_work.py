@@ -105,8 +105,8 @@ def test_an_evaluation_of_other_weights_is_measured_again(uninterrupted, tmp_pat
     # and 6 are gone, and what was measured of 6 with them.
     shutil.rmtree(run.checkpoints / '2')
     shutil.copytree(other.checkpoints / '2', run.checkpoints / '2')
-    for name in ('weights.json', 'metrics.json'):
-        (run.evaluation(6) / name).write_text('{"test": 0.5, "test/precision_at_10": 2.0}')
+    (run.evaluation(6) / 'weights.json').write_text('{"test": "0123"}')
+    (run.evaluation(6) / 'metrics.json').write_text('{"test/precision_at_10": 2.0, "test/of_before": 0.0}')
     (run.evaluation(4) / 'weights.json').unlink()
     for epoch in (5, 6):
         shutil.rmtree(run.checkpoints / str(epoch))

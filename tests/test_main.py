@@ -175,6 +175,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(finishe
     copy = tmp_path / 'run'
     subprocess.run(['cp', '-r', finished, copy], check=True)
     final = (copy / 'metrics.json').read_bytes()
+    (copy / 'metrics.json').unlink()  # Or it is a finished run, which nothing is trained of.
     for path in (copy / 'checkpoints' / '4' / 'state').rglob('manifest.ocdbt'):
         path.write_bytes(b'')
     assert_refused(run('--mode=eval', f'--workdir={copy}'), 'the checkpoint is damaged; use another epoch')
@@ -192,7 +193,9 @@ def test_a_workdir_that_cannot_be_written_is_refused(place, tmp_path):
     assert_refused(run(*DIGITS, f'--workdir={workdir}'), f'--workdir={workdir}', 'choose another')
 
 
-def test_a_workdir_that_another_process_holds_is_refused(finished):
+def test_a_workdir_that_another_process_holds_is_refused(finished, tmp_path):
+    finished = shutil.copytree(finished, tmp_path / 'run')
+    (finished / 'metrics.json').unlink()  # Or it is a finished run, which is only read.
     code = (
         'import sys, time; from simclr_cifar import files\n'
         f'with files.RunFolder({str(finished)!r}).locked(): print("held", flush=True); time.sleep(100)'

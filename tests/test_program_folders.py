@@ -13,7 +13,7 @@ from image_files import encoded, write
 from programs import ROOT
 
 from simclr_cifar import config as config_lib
-from simclr_cifar import data, files, folders
+from simclr_cifar import data, files, folders, stored
 from simclr_cifar.config import InputError
 from simclr_cifar.search import Index, pictures
 
@@ -28,13 +28,13 @@ def pets(tmp_path):
 
 
 def make_run(folder, **fields):
-    config = config_lib.to_json(config_lib.defaults())
+    config = stored.to_json(config_lib.defaults())
     files.write_json(folder / 'config.json', {'fingerprint': '01234567', 'config': config} | fields)
     write(folder / 'figures' / 'curve.png', encoded())
 
 
 def make_study(folder):
-    config = config_lib.to_json(config_lib.study_defaults())
+    config = stored.to_json(config_lib.study_defaults())
     files.write_json(folder / 'config.json', {'fingerprint': '01234567', 'config': config})
     make_run(folder / 'c4' / 'seed_0')
 

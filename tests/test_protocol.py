@@ -12,10 +12,10 @@ def score(monkeypatch, wanted):
     """Makes the validation precision_at_10 of epochs what is wanted."""
     save = train.evaluate.save
 
-    def save_wanted(run, epoch, evaluation, class_names):
+    def save_wanted(run, epoch, evaluation, *others):
         if 'validation/precision_at_10' in evaluation.figures:
             evaluation.figures['validation/precision_at_10'] = wanted[epoch]
-        save(run, epoch, evaluation, class_names)
+        save(run, epoch, evaluation, *others)
 
     monkeypatch.setattr(train.evaluate, 'save', save_wanted)
 
