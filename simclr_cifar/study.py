@@ -7,7 +7,7 @@ import ml_collections
 from simclr_cifar import beginning, data, duplicates, pictures, processes, report, stored, study_report, train
 from simclr_cifar import config as config_lib
 from simclr_cifar.config import InputError
-from simclr_cifar.files import RunFolder, StudyFolder, write_arrays, write_json
+from simclr_cifar.files import StudyFolder, write_arrays, write_json
 
 
 def plan(
@@ -76,31 +76,26 @@ def run_study(
         for seed, run in runs.items():
             if run:
                 beginning.begin(run, subset_name, configs[seed], splits)
-        if processes.agree(bool(folder and _is_finished(folder, subset_name, runs, config))):
-            if folder:
-                print(f'{told}: finished before', flush=True)
-            continue
+        trained = processes.agree(
+            bool(folder and all(beginning.is_finished(run, configs[seed]) for seed, run in runs.items()))
+        )
         if folder:
-            print(told, flush=True)
+            print(f'{told}: finished before' if trained else told, flush=True)
+        if not trained:
             for seed, run in runs.items():
-                beginning.require_resumable(run, configs[seed])
-        train.train(config_lib.study_run(config, subset, config.seed), splits, runs)
+                if run:
+                    beginning.require_resumable(run, configs[seed])
+            train.train(config_lib.study_run(config, subset, config.seed), splits, runs)
         if folder:
-            _find_duplicates(folder, subset_name, splits)
-            for run in runs.values():
-                report.write_report(run)
-            finished &= _is_finished(folder, subset_name, runs, config)
+            if not trained or not folder.duplicates(subset_name).exists():
+                _find_duplicates(folder, subset_name, splits)
+            for seed, run in runs.items():
+                if not trained or not run.report.exists():
+                    report.write_report(run)
+                finished &= beginning.is_finished(run, configs[seed])
     if folder:
         study_report.write_study(folder)
     return finished
-
-
-def _is_finished(
-    folder: StudyFolder, subset_name: str, runs: dict[int, RunFolder], config: ml_collections.ConfigDict
-) -> bool:
-    return folder.duplicates(subset_name).exists() and all(
-        run.report.exists() and beginning.is_finished(run, config) for run in runs.values()
-    )
 
 
 def _find_duplicates(folder: StudyFolder, subset_name: str, splits: dict[str, data.Dataset]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import statistics
 
 import numpy as np
@@ -240,13 +241,19 @@ def test_a_killed_study_goes_on_where_it_was(finished, small_cifar10, cache_dir,
     assert folder.table.read_text() == finished.table.read_text()
 
 
-def test_a_finished_study_is_only_written_again(finished, small_cifar10, cache_dir, monkeypatch):
+def test_a_finished_study_is_only_written_again(finished, small_cifar10, cache_dir, monkeypatch, tmp_path):
+    finished = files.StudyFolder(shutil.copytree(finished.path, tmp_path / 'study'))
     monkeypatch.setattr(study.train, 'train', None)
+    for seed in SEEDS:  # To save space.
+        shutil.rmtree(finished.run('c4', seed).checkpoints)
+    finished.run('c4', SEEDS[0]).report.unlink()
+    finished.duplicates('c4').unlink()
     before = finished.text.read_text()
     finished.page.unlink()
     start(finished.path, small_cifar10, cache_dir)
     assert finished.text.read_text() == before
     assert finished.page.exists()
+    assert finished.run('c4', SEEDS[0]).report.exists()
 
 
 @pytest.mark.parametrize(
