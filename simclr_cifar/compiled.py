@@ -1,12 +1,20 @@
-"""What JAX is told before it is imported: to compute in 32 bits, and where to keep compiled programs."""
+"""What a program tells JAX: to compute in 32 bits, and where to keep compiled programs."""
 
 import contextlib
 import hashlib
 import os
 import pathlib
 import platform
+import sys
 
 from simclr_cifar import cache
+
+
+def compute_in_32_bits() -> None:
+    """Makes JAX compute in 32 bits whatever the environment says: a run's parameters and figures are float32."""
+    os.environ['JAX_ENABLE_X64'] = '0'
+    if 'jax' in sys.modules:  # It has read the environment already.
+        sys.modules['jax'].config.update('jax_enable_x64', False)
 
 
 def keep(cache_dir: str | None) -> None:
@@ -15,8 +23,7 @@ def keep(cache_dir: str | None) -> None:
     Args:
       cache_dir: as `cache.root`.
     """
-    # A run is float32 whatever the environment says: its checkpoints, its random numbers and its figures.
-    os.environ['JAX_ENABLE_X64'] = '0'
+    compute_in_32_bits()
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         return
     # A home that several machines share: a program compiled for one processor may not run on another.

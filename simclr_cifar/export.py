@@ -13,7 +13,7 @@ import sys
 import jax
 import numpy as np
 
-from simclr_cifar import commands, files, onnx_graph, trained
+from simclr_cifar import commands, compiled, files, onnx_graph, trained
 from simclr_cifar.config import InputError
 from simclr_cifar.files import RunFolder
 from simclr_cifar.trained import Trained
@@ -147,6 +147,7 @@ people from each other, nor for decisions about them. Fingerprint {about['finger
 
 def main(arguments: list[str]) -> int:
     """Exports as the flags say and returns the exit status."""
+    compiled.compute_in_32_bits()
     parser = commands.Parser(prog='python -m simclr_cifar.export', description=__doc__)
     path = {'required': True, 'type': commands.local_path}
     parser.add_argument('--checkpoint', metavar='RUN', help="the run's folder, as weights/fast", **path)

@@ -100,6 +100,21 @@ class Folder:
             raise InputError(f'{self.flag}={self.path}: {self.config.name} holds no config; give the folder of a run')
         return fields
 
+    def read_packed(self, path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
+        """Returns the arrays of one of the folder's .npz files.
+
+        Raises:
+          InputError: it is missing or unreadable; the line ends with the remedy.
+        """
+        try:
+            # NumPy leaves a file open that it cannot read.
+            with path.open('rb') as file, np.load(file, allow_pickle=False) as packed:
+                return dict(packed)
+        except Exception as error:  # NumPy, zipfile and zlib have errors of many kinds for what is damaged.
+            raise InputError(
+                f'{self.flag}={self.path}: {path.relative_to(self.path)} is missing or unreadable; {remedy}'
+            ) from error
+
     @contextlib.contextmanager
     def locked(self):
         """Holds the folder, made where it is missing, for this process alone; the lock of a dead process is no lock.
@@ -188,7 +203,7 @@ class RunFolder(Folder):
           InputError: it is missing or unreadable.
         """
         path = self.evaluation(epoch) / f'{name}.npz'
-        return self._read_packed(path, f'evaluate again with --mode=eval --checkpoint={epoch}')
+        return self.read_packed(path, f'evaluate again with --mode=eval --checkpoint={epoch}')
 
     def read_augmentation(self) -> np.ndarray | None:
         """Returns the images of augmentation.npz, as `augment.contact_sheet` made them; None where there are none.
@@ -198,7 +213,7 @@ class RunFolder(Folder):
         """
         if not self.augmentation.exists():
             return None
-        return self._read_packed(self.augmentation, 'delete it')['images']
+        return self.read_packed(self.augmentation, 'delete it')['images']
 
     def read_weights(self) -> dict[str, np.ndarray]:
         """Returns the arrays of weights.npz, as `checkpoint.save_weights` wrote them.
@@ -207,20 +222,10 @@ class RunFolder(Folder):
           InputError: it is missing or unreadable.
         """
         remedy = 'train again, or get it again'
-        arrays = self._read_packed(self.weights, remedy)
+        arrays = self.read_packed(self.weights, remedy)
         if 'epoch' not in arrays:
             raise InputError(f'{self.flag}={self.path}: {self.weights.name} holds no epoch; {remedy}')
         return arrays
-
-    def _read_packed(self, path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
-        try:
-            # NumPy leaves a file open that it cannot read.
-            with path.open('rb') as file, np.load(file, allow_pickle=False) as packed:
-                return dict(packed)
-        except Exception as error:  # NumPy, zipfile and zlib have errors of many kinds for what is damaged.
-            raise InputError(
-                f'{self.flag}={self.path}: {path.relative_to(self.path)} is missing or unreadable; {remedy}'
-            ) from error
 
     def read_confusions(self, epoch: int) -> dict[tuple[str, str], np.ndarray]:
         """Returns an epoch's confusion matrices: (split, kind) to int [C, C].

@@ -75,8 +75,8 @@ class Subset:
     @functools.cached_property
     def duplicates(self) -> dict[str, np.ndarray]:
         """The arrays that `study` wrote of the subset's near-duplicates."""
-        with np.load(self.folder.duplicates(self.name), allow_pickle=False) as packed:
-            return dict(packed)
+        path = self.folder.duplicates(self.name)
+        return self.folder.read_packed(path, 'delete it and start the study again, which finds them anew')
 
     @functools.cached_property
     def confusions(self) -> dict[int, np.ndarray]:

@@ -1,6 +1,10 @@
 """A run's encoder as files, and what is in them."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -97,6 +101,15 @@ def test_a_fingerprint_is_of_all_that_an_embedding_depends_on(tmp_path):
     run, _, state = made_run(tmp_path / 'other')
     checkpoint.save_weights(run, 7, state.replace(variables=jax.tree.map(lambda leaf: leaf + 1e-3, state.variables)))
     assert trained.load(run).fingerprint not in prints
+
+
+def test_doubles_in_the_environment_change_nothing(tmp_path):
+    line = [sys.executable, '-m', 'simclr_cifar.export', '--checkpoint=weights/fast', f'--to={tmp_path / "exported"}']
+    environment = os.environ | {'JAX_ENABLE_X64': '1'}
+    root = pathlib.Path(__file__).parent.parent
+    result = subprocess.run(line, cwd=root, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert (tmp_path / 'exported' / 'encoder.onnx').exists()
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, monkeypatch):

@@ -255,6 +255,14 @@ def test_a_finished_study_is_only_written_again(finished, small_cifar10, cache_d
     assert finished.run('c4', SEEDS[0]).report.exists()
 
 
+def test_damaged_near_duplicates_are_one_line(finished, tmp_path):
+    folder = files.StudyFolder(shutil.copytree(finished.path, tmp_path / 'study'))
+    whole = folder.duplicates('c4').read_bytes()
+    folder.duplicates('c4').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(config_lib.InputError, match=r'c4/duplicates\.npz is missing or unreadable; delete it'):
+        study.study_report.write_study(folder)
+
+
 @pytest.mark.parametrize(
     ('fields', 'said'),
     [
