@@ -205,7 +205,7 @@ def compile_epoch(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
 
     Called as the epoch, with a leading axis of seeds on the leaves of states and metrics.
     """
-    return _compile(config, mesh, make_epoch, (None, None), parallel.REPLICATED, lambda _, index: len(index.counts))
+    return _compile(config, mesh, make_epoch, parallel.REPLICATED, lambda _, index: len(index.counts), of_seeds=False)
 
 
 def compile_steps(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
@@ -215,19 +215,19 @@ def compile_steps(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     the mesh.
     """
     in_specs = (*[parallel.REPLICATED] * 2, *[parallel.split_along(3)] * 2)
-    return _compile(config, mesh, make_steps, (0, 0), in_specs, lambda pairs, _: pairs.shape[-1])
+    return _compile(config, mesh, make_steps, in_specs, lambda pairs, _: pairs.shape[-1], of_seeds=True)
 
 
-def _compile(config, mesh, make, axes, in_specs, num_classes):
+def _compile(config, mesh, make, in_specs, num_classes, of_seeds):
     """Compiles what `make` returns for several seeds.
 
     Args:
       config: the run's.
       mesh: where it runs.
       make: `make_epoch` or `make_steps`.
-      axes: those of its result's last two arguments that are of seeds.
       in_specs: of its result's arguments.
-      num_classes: from these last two arguments to how many classes a group has.
+      num_classes: from its result's last two arguments to how many classes a group has.
+      of_seeds: whether each seed has these two of its own.
     """
     function = make(config, mesh.size, _IMAGES_AT_ONCE_ON_CPU if parallel.is_cpu(mesh) else None)
 
@@ -235,29 +235,27 @@ def _compile(config, mesh, make, axes, in_specs, num_classes):
         def of_each(tree):
             return [jax.tree.map(lambda leaf, number=number: leaf[number], tree) for number in range(len(seeds))]
 
-        own = [tree if axis is None else of_each(tree) for tree, axis in zip(given, axes, strict=True)]
+        own = map(of_each, given) if of_seeds else given
         trained = zip(*function(of_each(states), list(seeds), *own), strict=True)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
 
-    def vectorised(states, seeds, *given):
+    def one_program(states, seeds, *given):
         classes = 1 if config.pairs == 'views' else num_classes(*given)
         images = 2 * classes * config.groups_per_batch // mesh.size
-        shared = [tree if axis is None else None for tree, axis in zip(given, axes, strict=True)]
-        own = [None if axis is None else tree for tree, axis in zip(given, axes, strict=True)]
 
         def of_one(one):
             state, seed, *own = one
-            merged = [[mine] if tree is None else tree for mine, tree in zip(own, shared, strict=True)]
-            states, metrics = function([state], [seed], *merged)
+            states, metrics = function([state], [seed], *([[tree] for tree in own] or given))
             return states[0], metrics[0]
 
         # Few images leave a device idle, which the other seeds' fill; many do not, and kernels that differ from seed to
         # seed are slow: one seed after the other then.
         few = images <= convolutions.IMAGES_IN_PRODUCTS_ON_A_GPU
-        return (jax.vmap(of_one) if few else functools.partial(lax.map, of_one))((states, seeds, *own))
+        run = jax.vmap(of_one) if few else functools.partial(lax.map, of_one)
+        return run((states, seeds, *(given if of_seeds else ())))
 
     # A CPU's cores run the seeds' products one beside the other better than they run a batched one.
-    chosen = side_by_side if parallel.is_cpu(mesh) else vectorised
+    chosen = side_by_side if parallel.is_cpu(mesh) else one_program
     return parallel.pmapped(chosen, mesh, in_specs=in_specs, donate_argnums=(0,))
 
 

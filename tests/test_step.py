@@ -8,7 +8,7 @@ import pytest
 from conftest import class_images
 from jax.sharding import Mesh
 
-from simclr_cifar import augment, models, objectives, parallel, sampling, step
+from simclr_cifar import augment, convolutions, models, objectives, parallel, sampling, step
 from simclr_cifar import config as config_lib
 
 NUM_CLASSES = 4
@@ -222,10 +222,12 @@ def test_the_same_function_runs_under_pmap(num_devices, fields):
         assert_close(jax.tree.map(lambda leaf, replica=replica: leaf[replica], (state, metrics)), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize('images', [0, 10**6])  # Fewer of a batch are vectorised, more are taken seed by seed.
 @pytest.mark.parametrize('num_devices', [1, 4])
-def test_seeds_side_by_side_are_those_vectorised(num_devices, monkeypatch):
+def test_seeds_side_by_side_are_those_of_one_program(num_devices, images, monkeypatch):
     together = run_epoch(small_config(), num_devices, seeds=[3, 11, 5])
     monkeypatch.setattr(parallel, 'is_cpu', lambda mesh: False)
+    monkeypatch.setattr(convolutions, 'IMAGES_IN_PRODUCTS_ON_A_GPU', images)
     vectorised = run_epoch(small_config(), num_devices, seeds=[3, 11, 5])
     assert_close(vectorised[1], together[1])
     assert_close(vectorised[0].opt_state[0].mu, together[0].opt_state[0].mu, rtol=2e-3, atol=1e-5)
