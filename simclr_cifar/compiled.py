@@ -13,8 +13,8 @@ from simclr_cifar import cache
 def compute_in_32_bits() -> None:
     """Makes JAX compute in 32 bits whatever the environment says: a run's parameters and figures are float32."""
     os.environ['JAX_ENABLE_X64'] = '0'
-    if 'jax' in sys.modules:  # It has read the environment already.
-        sys.modules['jax'].config.update('jax_enable_x64', False)
+    if jax := sys.modules.get('jax'):  # It has read the environment already.
+        jax.config.update('jax_enable_x64', False)
 
 
 def keep(cache_dir: str | None) -> None:
