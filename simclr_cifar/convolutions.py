@@ -27,7 +27,7 @@ _FACTORS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], n
 def convolve(inputs: jax.Array, kernel: jax.Array, stride: int, padding: str = 'SAME') -> jax.Array:
     """Returns the convolution, [B, ceil(H / stride), ceil(W / stride), F] in the inputs' dtype.
 
-    The two paddings differ where the stride is 2 and a side is even: nine outputs in ten then see other inputs.
+    The two paddings differ where the stride is 2 and a side is even: the outputs then see inputs that lie one apart.
 
     Args:
       inputs: float [B, H, W, C].
